@@ -1,0 +1,192 @@
+"""nn.Module or ONNX file -> ONNX IR, with the reference outputs that later stages must meet."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeport.errors import InputError, StageFailed
+from edgeport.types import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Outputs = tuple[NDArray[Any], ...]
+
+OPSET = 21  # the first with 16-bit QuantizeLinear, which w8a16 needs without a custom domain
+# A protobuf holds at most 2 GiB; beyond this many bytes of weights they go to a file beside it.
+EXTERNAL_DATA_BYTES = 1 << 30
+
+
+def run_module(module: nn.Module, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[Outputs]:
+    """Returns the flattened output arrays of the module for each feed: the reference.
+
+    Raises InputError when the module does not take these inputs, gives no tensor, or NaN.
+    """
+    import torch
+    from torch.utils import _pytree
+
+    references = []
+    for feed in feeds:
+        tensors = _tensors(feed)
+        try:
+            with torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
+                result = module(*tensors)
+        except Exception as error:  # the user's forward may raise anything
+            shapes = ", ".join(f"{name}{list(array.shape)}" for name, array in feed.items())
+            raise InputError(f"the model fails on {shapes}: {_first_line(error)}") from error
+        leaves = [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        references.append(check_outputs(tuple(leaf.numpy() for leaf in leaves)))
+    return references
+
+
+def check_outputs(outputs: Outputs) -> Outputs:
+    """Returns the reference outputs; raises InputError where there is nothing to compare with."""
+    if not outputs:
+        raise InputError("the model returns no tensor; return a tensor, or a tuple or dict of them")
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise InputError("the model's output holds NaN or infinity; check weights and inputs")
+    return outputs
+
+
+def _tensors(feed: Mapping[str, NDArray[Any]]) -> tuple[torch.Tensor, ...]:
+    import torch
+
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in feed.values())
+
+
+def capture_module(module: nn.Module, feed: Mapping[str, NDArray[Any]]) -> ir.Model:
+    """Returns the module as ONNX IR at opset 21, through torch.export with static shapes.
+
+    Inputs are named as in the feed; outputs as the module's attribute `output_names` says, else
+    "output" or "output_0", "output_1" ... Raises StageFailed with the exporter's first line.
+    """
+    import torch
+
+    arguments = _tensors(feed)
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                torch.export.export(module, arguments, strict=False),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(feed),
+                verbose=False,
+            )
+        except Exception as error:  # torch.export and its ONNX exporter share no error class
+            raise StageFailed("capture", _first_line(error)) from error
+    assert program is not None
+    _name_outputs(program.model, tuple(getattr(module, "output_names", ())))
+    return program.model
+
+
+def _name_outputs(model: ir.Model, names: tuple[str, ...]) -> None:
+    outputs = model.graph.outputs
+    if len(names) != len(outputs):
+        names = (
+            ("output",) if len(outputs) == 1 else tuple(f"output_{i}" for i in range(len(outputs)))
+        )
+    taken = {value.name for value in model.graph.inputs}
+    for output, name in zip(outputs, names):
+        if output not in model.graph.inputs and name not in taken:  # an input passed through
+            output.name = name
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's progress off stdout and its remarks on torchvision off stderr."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def load_onnx(path: Path) -> ir.Model:
+    """Returns the checked ONNX file as IR with its weights in memory.
+
+    Raises InputError for a file that is no model, has lost its external data, or has open
+    dimensions.
+    """
+    import onnx
+
+    try:
+        model = ir.from_proto(onnx.load(path))
+    except Exception as error:  # protobuf, onnx and onnx_ir share no error class
+        raise InputError(f"{path} is not a readable ONNX model: {_first_line(error)}") from error
+    if not len(model.graph):
+        raise InputError(f"{path} is not a readable ONNX model: its graph has no node")
+    for value in model.graph.inputs:
+        if value.shape is None or not value.shape.is_static():
+            raise InputError(
+                f"{path}: input {value.name} has the open shape {value.shape}; an NPU compiles"
+                " static shapes: export the model with fixed sizes"
+            )
+    return model
+
+
+def external_data_files(path: Path) -> list[Path]:
+    """Returns the files that hold the weights of an ONNX model outside of it; raises InputError."""
+    import onnx
+
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's and onnx's own classes
+        raise InputError(f"{path} is not a readable ONNX model: {_first_line(error)}") from error
+    locations = {
+        entry.value
+        for tensor in proto.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    files = [path.parent / location for location in sorted(locations)]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{path} keeps weights in {file.name}, which is not beside it")
+    return files
+
+
+def model_inputs(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """Returns the specs of the graph's inputs."""
+    return tuple(_spec(value) for value in model.graph.inputs)
+
+
+def model_outputs(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """Returns the specs of the graph's outputs."""
+    return tuple(_spec(value) for value in model.graph.outputs)
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    assert value.name and value.dtype is not None and value.shape is not None
+    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+    return TensorSpec(value.name, str(value.dtype.numpy()), shape)
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Writes the model; weights past 1 GiB go to `<path>.data` beside it."""
+    weights = sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )
+    external = f"{path.name}.data" if weights > EXTERNAL_DATA_BYTES else None
+    ir.save(model, path, external_data=external)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

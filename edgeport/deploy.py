@@ -1,0 +1,110 @@
+"""DEPLOY.md: what an Android developer needs to load the exported files, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def deploy_markdown(manifest: Mapping[str, Any]) -> str:
+    """Returns the text of DEPLOY.md for an export's manifest."""
+    device = manifest["device"]
+    source = manifest["source"]
+    variant = f" ({source['variant']})" if source["variant"] else ""
+    has_binary = "model.bin" in manifest["files"]
+    portable = "quantized.onnx" if "quantized.onnx" in manifest["files"] else "optimized.onnx"
+    sections = [
+        f"# {source['name']}{variant} on {device['name']}",
+        f"Precision {manifest['options']['precision']}, chipset {device['chipset']},"
+        f" made by edgeport {manifest['tools']['edgeport']}.",
+        "## Inputs and outputs",
+        _tensor_table(manifest),
+        "Values at both ends are ordinary floats: a quantized graph quantizes its inputs and"
+        " dequantizes its outputs itself, with the scales in the last column:"
+        " real = scale x (stored - zero point).",
+        *(_binary_sections(manifest) if has_binary else ()),
+        f"## On any phone: {portable}",
+        f"`{portable}` runs on the CPU of every phone with onnxruntime-android"
+        f" {manifest['tools']['onnxruntime']} or newer.",
+        "```kotlin\n"
+        "val environment = OrtEnvironment.getEnvironment()\n"
+        f'val session = environment.createSession("$filesDir/{portable}")\n'
+        "```",
+        "## Check it on the phone",
+        "`parity_inputs.npz` and `parity_outputs.npz` hold inputs and the reference's answers"
+        " (keys `sample:name`). The same inputs on the phone should give an SQNR near the one that"
+        " was measured here:",
+        _parity_table(manifest["artifacts"]),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _tensor_table(manifest: Mapping[str, Any]) -> str:
+    scales = manifest.get("io_scales", {})
+    rows = []
+    for role, key in (("input", "inputs"), ("output", "outputs")):
+        for tensor in manifest[key]:
+            name, shape = tensor["name"], tensor["shape"]
+            inside = scales.get(name)
+            rows.append(
+                (
+                    role,
+                    name,
+                    tensor["dtype"],
+                    " x ".join(map(str, shape)),
+                    "NCHW" if len(shape) == 4 else "batch first",
+                    f"{inside['type']}, {inside['scale']:.6g}, {inside['zero_point']}"
+                    if inside
+                    else "-",
+                )
+            )
+    titles = ("", "name", "type", "shape", "layout", "inside: type, scale, zero point")
+    return _table(titles, rows)
+
+
+def _parity_table(artifacts: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (
+            artifact["path"],
+            artifact["computed"],
+            artifact["parity"][0]["provenance"],
+            f"{float(artifact['parity'][0]['value']):.1f}",
+            f"{float(artifact['parity'][1]['value']):.2e}",
+        )
+        for artifact in artifacts
+        if artifact["parity"]
+    ]
+    return _table(("file", "computed", "provenance", "SQNR dB", "max abs error"), rows)
+
+
+def _binary_sections(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    facts = manifest["device"]["facts"]
+    version = manifest["qairt_version"] or "unknown"
+    least = ".".join(version.removeprefix("v").split(".")[:2])
+    architecture = facts["htp_arch"]["value"]
+    return (
+        "## On the NPU: model_ctx.onnx and model.bin",
+        f"`model.bin` is a QNN context binary for soc_model {facts['soc_model']['value']}"
+        f" (Hexagon v{architecture}); `model_ctx.onnx` is the small ONNX file that names it. Keep"
+        " both in one folder under these names.",
+        f"- QAIRT inside the binary: {version}. A context binary loads in its own QAIRT release"
+        f" or a newer one: the phone needs QAIRT {least} or newer.\n"
+        f"- Compiled with onnxruntime {manifest['tools']['onnxruntime']} and onnxruntime-qnn"
+        f" {manifest['tools']['onnxruntime-qnn']}; use onnxruntime-android-qnn of the same release"
+        " or newer.\n"
+        f"- Ship libQnnHtp.so, libQnnSystem.so, libQnnHtpV{architecture}Stub.so and"
+        f" libQnnHtpV{architecture}Skel.so of that QAIRT release with the app.",
+        "```kotlin\n"
+        "val environment = OrtEnvironment.getEnvironment()\n"
+        "val options = OrtSession.SessionOptions()\n"
+        'options.addConfigEntry("session.disable_cpu_ep_fallback", "1")\n'
+        'options.addQnn(mapOf("backend_path" to "libQnnHtp.so",'
+        ' "htp_performance_mode" to "burst"))\n'
+        'val session = environment.createSession("$filesDir/model_ctx.onnx", options)\n'
+        "```",
+    )
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,174 @@
+"""Inputs for parity and calibration: seeded, the recipe's own, or the user's images and arrays.
+
+A feed is a dict from input name to array. Parity feeds are never calibration feeds: seeds differ,
+user data is split, and a sample equal to a parity sample is left out of calibration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeport.catalog import Source, load_function
+from edgeport.errors import InputError
+from edgeport.types import TensorSpec
+
+Feed = Mapping[str, NDArray[Any]]
+
+PARITY_INPUTS, PARITY_OUTPUTS = "parity_inputs.npz", "parity_outputs.npz"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_PARITY_SEED = 1_000_003  # far from every calibration seed a user would pick
+_INTEGER_BOUND = 2  # a seeded index must be valid in the smallest table that makes sense
+
+
+@dataclass(frozen=True)
+class FeedPlan:
+    """Which feeds a run uses: how many, from which seed, and from which data, if any."""
+
+    source: Source
+    specs: tuple[TensorSpec, ...]
+    seed: int
+    parity_samples: int
+    calibration_samples: int
+    data: Path | None = None
+
+    def origin(self) -> str:
+        """Returns, for the table, where the calibration inputs come from."""
+        if self.data is not None:
+            return f"{self.data.name} (up to {self.calibration_samples} samples)"
+        whose = "the recipe's" if self.source.recipe is not None else "random"
+        return f"{self.calibration_samples} seeded inputs ({whose}; no --calib-data)"
+
+
+def parity_feeds(plan: FeedPlan) -> list[Feed]:
+    """Returns the feeds on which every stage is compared with the reference."""
+    if plan.data is not None:
+        return [feed for _, feed in zip(range(plan.parity_samples), _read(plan), strict=False)]
+    return _seeded(plan, plan.parity_samples, plan.seed + _PARITY_SEED)
+
+
+def calibration_feeds(plan: FeedPlan) -> Iterator[Feed]:
+    """Yields the feeds for calibration, one at a time.
+
+    Raises InputError when the user's data leaves none beside the parity samples.
+    """
+    if plan.data is None:
+        for index in range(plan.calibration_samples):  # one at a time: they may be large
+            yield from _seeded(plan, 1, plan.seed + index)
+        return
+    held_out = {_content(feed) for feed in parity_feeds(plan)}
+    count = 0
+    for feed in _read(plan):
+        if count < plan.calibration_samples and _content(feed) not in held_out:
+            count += 1
+            yield feed
+    if not count:
+        raise InputError(
+            f"{plan.data} leaves no sample for calibration beside {plan.parity_samples} for"
+            " parity; give more, or lower --parity-samples"
+        )
+
+
+def _content(feed: Feed) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(feed):
+        sha.update(np.ascontiguousarray(feed[name]).tobytes())
+    return sha.hexdigest()
+
+
+def _seeded(plan: FeedPlan, count: int, seed: int) -> list[Feed]:
+    recipe = plan.source.recipe
+    if recipe is not None:
+        make = load_function(recipe.calibration)
+        return list(make(plan.specs, count, seed))
+    generator = np.random.default_rng(seed)
+    return [{spec.name: _random(spec, generator) for spec in plan.specs} for _ in range(count)]
+
+
+def _random(spec: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
+    if spec.dtype.startswith("float"):
+        return generator.standard_normal(spec.shape).astype(spec.dtype)
+    return generator.integers(0, _INTEGER_BOUND, spec.shape).astype(spec.dtype)
+
+
+def data_files(data: Path) -> list[Path]:
+    """Returns the image and array files of `data`, a file or a folder; raises InputError."""
+    if data.is_file():
+        return [data]
+    if not data.is_dir():
+        raise InputError(f"calibration data {data}: no such file or folder")
+    suffixes = (*IMAGE_SUFFIXES, ".npy", ".npz")
+    files = sorted(f for f in data.rglob("*") if f.suffix.lower() in suffixes and f.is_file())
+    if not files:
+        raise InputError(f"calibration data {data} holds no image and no .npy or .npz file")
+    return files
+
+
+def _read(plan: FeedPlan) -> Iterator[Feed]:
+    assert plan.data is not None
+    for file in data_files(plan.data):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            yield {_image_input(plan.specs, file).name: _read_image(file, plan.specs)}
+        else:
+            yield from _read_arrays(file, plan.specs)
+
+
+def _image_input(specs: Sequence[TensorSpec], file: Path) -> TensorSpec:
+    images = [s for s in specs if len(s.shape) == 4 and s.shape[:2] in ((1, 3), (1, 1))]
+    if len(specs) != 1 or len(images) != 1 or not specs[0].dtype.startswith("float"):
+        raise InputError(
+            f"{file}: images fit a model with one float input [1,3,H,W]; this one takes"
+            f" {', '.join(map(str, specs))}; give an .npz with an array for each input"
+        )
+    return images[0]
+
+
+def _read_image(file: Path, specs: Sequence[TensorSpec]) -> NDArray[Any]:
+    """Returns RGB (or grey) in 0..1 at the input's height and width, as `1 x C x H x W`."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise InputError('images need Pillow: pip install "edgeport[images]"') from None
+    _, channels, height, width = _image_input(specs, file).shape
+    try:
+        with Image.open(file) as image:
+            pixels = image.convert("RGB" if channels == 3 else "L").resize((width, height))
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{file} is not a readable image: {error}") from None
+    array = np.asarray(pixels, dtype=specs[0].dtype).reshape(height, width, channels) / 255
+    return np.ascontiguousarray(array.transpose(2, 0, 1)[None]).astype(specs[0].dtype)
+
+
+def _read_arrays(file: Path, specs: Sequence[TensorSpec]) -> Iterator[Feed]:
+    """Yields one feed per leading index of the arrays, which hold any number of batches."""
+    try:
+        loaded = np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{file} is not a readable array file: {error}") from None
+    named = {specs[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    arrays = {spec.name: _checked_array(file, spec, named) for spec in specs}
+    counts = {name: len(a) // spec.shape[0] for (name, a), spec in zip(arrays.items(), specs)}
+    if len(set(counts.values())) != 1:
+        raise InputError(f"{file}: the inputs differ in their number of samples: {counts}")
+    for index in range(next(iter(counts.values()))):
+        yield {
+            spec.name: arrays[spec.name][index * spec.shape[0] : (index + 1) * spec.shape[0]]
+            for spec in specs
+        }
+
+
+def _checked_array(file: Path, spec: TensorSpec, named: Mapping[str, Any]) -> NDArray[Any]:
+    if spec.name not in named:
+        raise InputError(f"{file} has no array {spec.name!r}; it has {', '.join(sorted(named))}")
+    array = named[spec.name]
+    if array.shape[1:] != spec.shape[1:] or len(array) < spec.shape[0]:
+        raise InputError(f"{file}: {spec.name} is {list(array.shape)}, the model takes {spec}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{file}: {spec.name} holds NaN or infinity; clean the data first")
+    return np.asarray(array, dtype=spec.dtype)

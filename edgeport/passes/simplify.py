@@ -1,0 +1,59 @@
+"""Simplifies the graph with onnxsim, in a child process: it may abort or never end."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from edgeport.errors import RuntimeCrashed
+from edgeport.passes.fold import count_nodes
+from edgeport.runtimes.worker import Limits, run_in_child
+from edgeport.types import PassResult
+
+NAME = "simplify (onnxsim)"
+LIMITS = Limits(seconds=120, memory_bytes=8 << 30)
+_MAX_BYTES = 1 << 30  # onnxsim passes models as one protobuf, which cannot hold 2 GiB
+
+
+def simplify(model: ir.Model) -> PassResult:
+    """Returns the model that onnxsim makes, or the same one and a sentence why not."""
+    proto = ir.to_proto(model)
+    if proto.ByteSize() > _MAX_BYTES:
+        return PassResult(NAME, model, 0, ("the model is too large for onnxsim",))
+    with tempfile.TemporaryDirectory(prefix="edgeport-simplify-") as folder:
+        source, target = Path(folder, "in.onnx"), Path(folder, "out.onnx")
+        source.write_bytes(proto.SerializeToString())
+        try:
+            run_in_child(
+                f"{__name__}:simplify_file",
+                {"source": str(source), "target": str(target)},
+                stage="simplify",
+                workdir=Path(folder),
+                limits=LIMITS,
+            )
+        except RuntimeCrashed as crash:
+            return PassResult(NAME, model, 0, (f"went on without it: {crash}",))
+        simplified = ir.from_proto(_load(target))
+    count = count_nodes(model) - count_nodes(simplified)
+    # onnxsim renames and reorders even where it removes nothing; then ours stays as it is.
+    return PassResult(NAME, simplified if count > 0 else model, max(count, 0))
+
+
+def _load(path: Path) -> Any:
+    import onnx
+
+    return onnx.load(path)
+
+
+def simplify_file(source: str, target: str) -> None:
+    """Writes to `target` what onnxsim makes of `source`. Runs in the child process."""
+    import onnx
+    import onnxsim
+
+    model, same = onnxsim.simplify(source)
+    if not same:
+        raise ValueError("onnxsim's own check found a different answer")
+    onnx.save(model, target)

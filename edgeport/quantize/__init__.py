@@ -1,0 +1,1 @@
+"""Quantization: frozen configurations, calibration on feeds, QuantizeLinear pairs in the graph."""

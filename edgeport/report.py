@@ -1,0 +1,149 @@
+"""Writes what an export made: manifest.json, DEPLOY.md, and the table on stdout."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edgeport
+from edgeport.cache import file_sha256
+from edgeport.deploy import deploy_markdown
+from edgeport.staging import GENERATOR, MANIFEST
+from edgeport.types import Artifact
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA_VERSION = 1
+_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-qnn")
+
+
+def make_manifest(
+    plan: Mapping[str, Any],
+    artifacts: Sequence[Artifact],
+    *,
+    inputs: Sequence[Mapping[str, Any]],
+    outputs: Sequence[Mapping[str, Any]],
+    latency: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    files: Path,
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """Returns the manifest: the request, the tools, each stage's artifact, and every file's sha256.
+
+    `files` is the directory with all files but manifest.json and DEPLOY.md in it.
+    """
+    return {
+        "generator": GENERATOR,
+        "schema_version": SCHEMA_VERSION,
+        **plan,
+        "tools": _tool_versions(),
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+        "artifacts": [artifact.to_dict() for artifact in artifacts],
+        "placement": placement(artifacts),
+        "latency": list(latency),
+        **facts,
+        "warnings": list(warnings),
+        "files": {file.name: _file_entry(file) for file in sorted(files.iterdir())},
+    }
+
+
+def placement(artifacts: Sequence[Artifact]) -> dict[str, int] | None:
+    """Returns how many ops landed on each unit, or None where nothing was placed."""
+    nodes = [node for artifact in artifacts for node in artifact.nodes]
+    if not nodes:
+        return None
+    return {unit: sum(node.unit == unit for node in nodes) for unit in ("npu", "cpu")}
+
+
+def write_files(directory: Path, manifest: dict[str, Any]) -> None:
+    """Writes DEPLOY.md and, last, manifest.json, which lists every other file."""
+    deploy = directory / "DEPLOY.md"
+    deploy.write_text(deploy_markdown(manifest), encoding="utf-8")
+    manifest["files"][deploy.name] = _file_entry(deploy)
+    text = json.dumps(manifest, indent=2, allow_nan=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _file_entry(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+
+
+def _tool_versions() -> dict[str, str]:
+    versions = {"edgeport": edgeport.__version__, "python": platform.python_version()}
+    for tool in _TOOLS:
+        try:
+            versions[tool] = metadata.version(tool)
+        except metadata.PackageNotFoundError:
+            versions[tool] = "not installed"
+    return versions
+
+
+def stage_table(artifacts: Sequence[Artifact]) -> Table:
+    """Returns the table of stages: file, size, type computed in, SQNR against the reference.
+
+    The emulator's seconds are left out: they follow the host's clock and mean nothing.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("stage", "file", "computed"):
+        table.add_column(title, no_wrap=True)
+    for title in ("size", "SQNR dB", "seconds"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for artifact in artifacts:
+        table.add_row(
+            artifact.stage,
+            artifact.path,
+            artifact.computed,
+            _size(artifact.bytes),
+            _sqnr(artifact),
+            "-" if artifact.stage == "run (emulator)" else f"{artifact.seconds:.1f}",
+        )
+    return table
+
+
+def summary_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """Returns the lines below the table: placement, calibration, steps, latency with provenance."""
+    lines = []
+    if manifest["placement"] is not None:
+        placed = manifest["placement"]
+        lines.append(f"npu {placed['npu']} ops  cpu {placed['cpu']} ops")
+    if "calibrated_on" in manifest:
+        lines.append(f"calibrated on {manifest['calibrated_on']}: {manifest['calibration']}")
+    for artifact in manifest["artifacts"]:
+        counts = [f"{name} {count}" for name, count in artifact["steps"] if count]
+        if counts:
+            lines.append(f"rewrites: {', '.join(counts)}")
+        lines.extend(f"note: {note}" for note in artifact["notes"])
+    lines.extend(latency_line(row, manifest) for row in manifest["latency"])
+    lines.extend(f"warning: {warning}" for warning in manifest["warnings"])
+    return lines
+
+
+def latency_line(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """Returns one comparison in words, a loss as plainly as a win."""
+    speedup, variant = row["speedup"], row["variant"]
+    low, high = speedup["interval"]
+    verdict = "faster" if low > 1 else "slower" if high < 1 else "not distinguishable"
+    threads = variant["environment"]["threads"]
+    return (
+        f"{row['what']}: {manifest['source']['variant']} {variant['value']:.2f} ms,"
+        f" {manifest['baseline']} {row['baseline']['value']:.2f} ms,"
+        f" {speedup['value']:.2f}x [{low:.2f}, {high:.2f}] {verdict}"
+        f" (host, onnxruntime fp32, {threads} threads, {variant['environment']['utc']})"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _sqnr(artifact: Artifact) -> str:
+    values = [one.value for one in artifact.parity if one.metric == "sqnr_db"]
+    return f"{values[0]:.1f}" if values else "-"

@@ -1,0 +1,52 @@
+"""The runtime `onnx`: an .onnx file, run by onnxruntime's CPU provider in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgeport.errors import StageFailed
+from edgeport.types import TensorSpec
+
+NAME = "onnx"
+_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+
+
+class Session:
+    """A model, from a file or its bytes, that runs feeds on this machine's CPU.
+
+    `threads` of 0 leaves the number to onnxruntime; `spin` lets its threads wait busily between
+    calls, which steals time from whatever else is timed. Raises StageFailed where it does not load.
+    """
+
+    def __init__(self, model: Path | bytes, threads: int = 0, *, spin: bool = True) -> None:
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+        options.log_severity_level = 3  # errors only: they reach the user as exceptions anyway
+        options.intra_op_num_threads = threads
+        try:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's binding raises a class per status code
+            name = model.name if isinstance(model, Path) else "the graph"
+            line = str(error).splitlines()[0]
+            raise StageFailed("onnx", f"onnxruntime cannot load {name}: {line}") from error
+
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        """Returns the outputs in the graph's order."""
+        return tuple(np.asarray(output) for output in self._session.run(None, dict(feed)))
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Returns the specs of the inputs."""
+        return tuple(
+            TensorSpec(value.name, _dtype(value.type), tuple(value.shape))
+            for value in self._session.get_inputs()
+        )
+
+
+def _dtype(onnx_type: str) -> str:
+    return _TYPES.get(onnx_type, onnx_type.removeprefix("tensor(").removesuffix(")"))

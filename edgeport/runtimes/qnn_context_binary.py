@@ -1,0 +1,187 @@
+"""The runtime `qnn_context_binary`: compiled for one chip by Qualcomm's own HTP compiler.
+
+The compiler and the NPU's emulator come in the onnxruntime-qnn wheel. Both run only in a child
+process: they can abort, hang, or take all memory. The functions named `_..._here` are that child's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeport.errors import StageFailed
+from edgeport.runtimes.samples import Sample, load_samples, named_outputs, save_samples
+from edgeport.runtimes.worker import Limits, run_in_child
+from edgeport.types import Device, NodeReport, Precision
+
+NAME = "qnn_context_binary"
+BINARY, WRAPPER = "model.bin", "model_ctx.onnx"
+_PROVIDER = "QNNExecutionProvider"
+_CONVERTERS = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler said: the node placement, and the QAIRT version inside the binary."""
+
+    nodes: tuple[NodeReport, ...]
+    qairt_version: str
+
+
+def compile_model(
+    model: Path, directory: Path, device: Device, precision: Precision, limits: Limits
+) -> Compiled:
+    """Writes `model.bin` and its EPContext wrapper `model_ctx.onnx` into `directory`.
+
+    A float model is compiled as fp16. Fallback to the CPU is forbidden: raises StageFailed with
+    the nodes that would land there, and RuntimeCrashed when the compiler aborts, hangs or takes
+    more than its limits.
+    """
+    options = _provider_options(device)
+    if precision == "float":
+        options["enable_htp_fp16_precision"] = "1"
+    report = run_in_child(
+        f"{__name__}:_compile_here",
+        {
+            "model": str(model.resolve()),
+            "directory": str(directory.resolve()),
+            "provider": options,
+        },
+        stage="lower",
+        workdir=directory,
+        limits=limits,
+    )
+    nodes = tuple(NodeReport(**node) for node in report["nodes"])
+    return Compiled(nodes, report["qairt_version"])
+
+
+def run_emulated(
+    compiled: Path, workdir: Path, inputs: Path, device: Device, limits: Limits
+) -> list[Sample]:
+    """Returns the outputs that the files in `compiled` give in the vendor's emulator.
+
+    `inputs` is a file of `save_samples`. The numbers are the NPU's; the time it takes means
+    nothing. Raises RuntimeCrashed.
+    """
+    outputs = workdir / "emulated_outputs.npz"
+    run_in_child(
+        f"{__name__}:_run_here",
+        {
+            "wrapper": str((compiled / WRAPPER).resolve()),
+            "inputs": str(inputs.resolve()),
+            "outputs": str(outputs.resolve()),
+            "provider": _provider_options(device),
+        },
+        stage="run",
+        workdir=workdir,
+        limits=limits,
+    )
+    return load_samples(outputs)
+
+
+def _provider_options(device: Device) -> dict[str, str]:
+    return {
+        # Without the chip's id the emulator computes in nearly fp32, and hides fp16's error.
+        "soc_model": str(device.fact("soc_model")),
+        "htp_arch": str(device.fact("htp_arch")),
+        "htp_graph_finalization_optimization_mode": "3",
+        # The graph's own QuantizeLinear and DequantizeLinear run on the NPU, not on the CPU.
+        "offload_graph_io_quantization": "0",
+    }
+
+
+def _session_here(model: str, provider: Mapping[str, str], entries: Mapping[str, str]) -> Any:
+    import onnxruntime as ort
+    import onnxruntime_qnn
+
+    ort.register_execution_provider_library(_PROVIDER, onnxruntime_qnn.get_library_path())
+    options = ort.SessionOptions()
+    options.log_severity_level = 2
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == _PROVIDER]
+    backend = {"backend_path": onnxruntime_qnn.get_qnn_htp_path()}
+    options.add_provider_for_devices(devices, {**provider, **backend})
+    return ort.InferenceSession(model, options)
+
+
+def _compile_here(model: str, directory: str, provider: dict[str, str]) -> dict[str, Any]:
+    wrapper = Path(directory, WRAPPER)
+    for stale in (wrapper, Path(directory, BINARY)):  # an existing context is an error
+        stale.unlink(missing_ok=True)
+    record = {"session.record_ep_graph_assignment_info": "1"}
+    entries = {
+        "session.disable_cpu_ep_fallback": "1",
+        "ep.context_enable": "1",
+        "ep.context_file_path": str(wrapper),
+        "ep.context_embed_mode": "0",
+    }
+    try:
+        session = _session_here(model, provider, {**record, **entries})
+    except Exception as error:  # onnxruntime's binding raises a class per status code
+        if "fallback to CPU EP has been explicitly disabled" not in str(error):
+            raise StageFailed("lower", _translate(str(error))) from error
+        # Once more with the fallback allowed, only to learn which nodes would use it.
+        nodes = _placement(_session_here(model, provider, record))
+        raise StageFailed("lower", _fallback_sentence(nodes)) from error
+    return {"nodes": _placement(session), "qairt_version": _adopt_binary(wrapper)}
+
+
+def _placement(session: Any) -> list[dict[str, str]]:
+    """Returns a NodeReport's fields for every operator; Q and DQ count only on the CPU."""
+    reports = []
+    for subgraph in session.get_provider_graph_assignment_info():
+        on_npu = subgraph.ep_name == _PROVIDER
+        for node in subgraph.get_nodes():
+            if not on_npu or node.op_type not in _CONVERTERS:
+                unit = "npu" if on_npu else "cpu"
+                reports.append({"node": node.name, "op": node.op_type, "unit": unit})
+    return reports
+
+
+def _fallback_sentence(nodes: list[dict[str, str]]) -> str:
+    on_cpu = [node for node in nodes if node["unit"] == "cpu"]
+    operators = ", ".join(
+        f"{count} {operator}"
+        for operator, count in Counter(node["op"] for node in on_cpu).most_common(5)
+    )
+    return (
+        f"{len(on_cpu)} of {len(nodes)} ops would run on the CPU ({operators}; first:"
+        f" {on_cpu[0]['node']}), which is forbidden; rewrite them, or export for --target-runtime"
+        " onnx"
+    )
+
+
+def _translate(message: str) -> str:
+    line = next(iter(message.splitlines()), "")
+    if "NHWC format" in message:
+        return f"this chip cannot compute the graph in this precision; try w8a8 or w8a16 ({line})"
+    return line
+
+
+def _adopt_binary(wrapper: Path) -> str:
+    """Renames the context that the provider wrote to model.bin; returns the QAIRT version in it."""
+    import onnx
+
+    if not wrapper.is_file():
+        raise StageFailed("lower", "the compiler reported success and wrote no context binary")
+    model = onnx.load(wrapper, load_external_data=False)
+    contexts = [node for node in model.graph.node if node.op_type == "EPContext"]
+    if len(contexts) != 1:
+        raise StageFailed("lower", f"the graph was split into {len(contexts)} NPU graphs, not one")
+    attributes = {attribute.name: attribute for attribute in contexts[0].attribute}
+    written = attributes["ep_cache_context"].s.decode()
+    wrapper.with_name(written).rename(wrapper.with_name(BINARY))
+    attributes["ep_cache_context"].s = BINARY.encode()
+    onnx.save(model, wrapper)
+    version = attributes.get("ep_sdk_version")
+    return version.s.decode() if version is not None else ""
+
+
+def _run_here(wrapper: str, inputs: str, outputs: str, provider: dict[str, str]) -> None:
+    session = _session_here(wrapper, provider, {"session.disable_cpu_ep_fallback": "1"})
+    results = [named_outputs(session.run(None, dict(one))) for one in load_samples(Path(inputs))]
+    save_samples(Path(outputs), results)

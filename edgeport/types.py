@@ -1,0 +1,209 @@
+"""The nouns of edgeport: frozen dataclasses over the standard library, nothing else.
+
+Those that reach a file have `to_dict`, which gives plain JSON values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+Provenance = Literal["device", "emulated", "host", "modelled"]
+"""Where a number comes from: a phone or board ran it; the vendor's NPU emulator ran it (numerics
+only); this machine ran it; it was computed from a device profile."""
+
+Precision = Literal["float", "w8a8", "w8a16"]
+PRECISIONS: tuple[Precision, ...] = ("float", "w8a8", "w8a16")
+
+
+def plain(value: Any) -> Any:
+    """Returns `value` as plain JSON values: dataclasses and mappings become dicts, tuples lists.
+
+    Infinities, which JSON cannot write, become the strings "inf" and "-inf": `float` reads them.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+class Serialisable:
+    """Gives a dataclass `to_dict`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain JSON values."""
+        return dict(plain(self))
+
+
+@dataclass(frozen=True)
+class TensorSpec(Serialisable):
+    """The name, element type (numpy's name, such as "float32") and static shape of one tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One typed setting of a recipe; the CLI shows it as the flag `--name`."""
+
+    name: str
+    default: int | float | str
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim(Serialisable):
+    """A limit that a measured metric has to hold, and the provenance it accepts."""
+
+    metric: str
+    op: Literal["<=", ">="]
+    limit: float
+    provenance: tuple[Provenance, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One published method, declared without importing anything heavy.
+
+    `variants` maps a name to "module:function"; the function is `build(seed, **options)` and gives
+    an `nn.Module`. `inputs(**options)` gives the input specs. `calibration` names a function
+    `(specs, count, seed) -> list of feeds`. `comparisons` are settings of the options at which
+    a variant is timed against `baseline`, each with the words that the table shows.
+    """
+
+    name: str
+    title: str
+    paper: str
+    variants: Mapping[str, str]
+    default_variant: str
+    inputs: Callable[..., tuple[TensorSpec, ...]]
+    calibration: str
+    options: tuple[Option, ...] = ()
+    baseline: str | None = None
+    comparisons: tuple[tuple[str, Mapping[str, int | float | str]], ...] = ()
+    claims: tuple[Claim, ...] = ()
+    tolerance_db: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Fact(Serialisable):
+    """A value about the world and where it was published."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class Device(Serialisable):
+    """A phone, board or laptop: which runtimes it takes, and facts, each with its source."""
+
+    name: str
+    aliases: tuple[str, ...]
+    chipset: str
+    chipset_aliases: tuple[str, ...]
+    runtimes: Fact
+    facts: Mapping[str, Fact]
+
+    def fact(self, key: str) -> Any:
+        """Returns the value of fact `key`, or None where it is not known."""
+        known = self.facts.get(key)
+        return None if known is None else known.value
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass made of an `onnx_ir.Model`: the model, how often it applied, and refusals."""
+
+    name: str
+    model: Any
+    count: int
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NodeReport(Serialisable):
+    """Where one node of a graph landed, and why."""
+
+    node: str
+    op: str
+    unit: Literal["npu", "gpu", "cpu"]
+    reason: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Measurement(Serialisable):
+    """One number with its provenance, its samples, and what it was measured on."""
+
+    metric: str
+    value: float
+    unit: str
+    provenance: Provenance
+    samples: tuple[float, ...] = ()
+    interval: tuple[float, float] | None = None
+    artifact_sha256: str = ""
+    environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Measurement:
+        """Returns the measurement that `to_dict` wrote."""
+        interval = table["interval"]
+        return cls(
+            **{
+                **table,
+                "value": float(table["value"]),
+                "samples": tuple(float(sample) for sample in table["samples"]),
+                "interval": None if interval is None else (interval[0], interval[1]),
+                "warnings": tuple(table["warnings"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Artifact(Serialisable):
+    """One stage's file: what it is, how it was made, and how far it is from the reference.
+
+    `path` is relative to the output directory; `computed` is the type really computed in, such as
+    "fp32", "fp16" or "w8a16". `steps` are (pass, count). `parity` holds `sqnr_db` and `max_abs`
+    measurements against the reference, worst over samples and outputs.
+    """
+
+    stage: str
+    path: str
+    computed: str
+    sha256: str
+    bytes: int
+    seconds: float
+    steps: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+    nodes: tuple[NodeReport, ...] = ()
+    parity: tuple[Measurement, ...] = ()
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Artifact:
+        """Returns the artifact that `to_dict` wrote."""
+        return cls(
+            **{
+                **table,
+                "steps": tuple((name, count) for name, count in table["steps"]),
+                "notes": tuple(table["notes"]),
+                "nodes": tuple(NodeReport(**node) for node in table["nodes"]),
+                "parity": tuple(Measurement.from_dict(one) for one in table["parity"]),
+            }
+        )

@@ -170,7 +170,7 @@ def _build(
 
 
 def _install(made: Path, place: Path, result: Mapping[str, Any], seconds: float) -> Entry:
-    """Returns the entry at `place`: `made` sealed and renamed, or what another process put there."""
+    """Returns the entry at `place`: `made` sealed and renamed, or what another process put."""
     files = {name: file_sha256(made / name) for name in _file_names(made)}
     assert _ENTRY not in files, f"a build must not write {_ENTRY}"
     text = json.dumps({"result": plain(result), "seconds": seconds, "files": files}, indent=1)
@@ -201,7 +201,7 @@ def _load(place: Path) -> Entry | None:
 
 
 def _disk_reason(error: BaseException | None, root: Path) -> str | None:
-    """Returns why the cache's disk, and not the build, is to blame for `error`; None if it is not."""
+    """Returns why the cache's disk, and not the build, is to blame for `error`, or None."""
     if not isinstance(error, Exception):
         return None
     cause: BaseException | None = error

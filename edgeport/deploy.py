@@ -80,28 +80,39 @@ def _parity_table(artifacts: Sequence[Mapping[str, Any]]) -> str:
 def _binary_sections(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     facts = manifest["device"]["facts"]
     version = manifest["qairt_version"] or "unknown"
-    least = ".".join(version.removeprefix("v").split(".")[:2])
-    architecture = facts["htp_arch"]["value"]
+    least = ".".join(version.removeprefix("v").split(".")[:3])
+    tools = manifest["tools"]
     return (
         "## On the NPU: model_ctx.onnx and model.bin",
         f"`model.bin` is a QNN context binary for soc_model {facts['soc_model']['value']}"
-        f" (Hexagon v{architecture}); `model_ctx.onnx` is the small ONNX file that names it. Keep"
-        " both in one folder under these names.",
-        f"- QAIRT inside the binary: {version}. A context binary loads in its own QAIRT release"
-        f" or a newer one: the phone needs QAIRT {least} or newer.\n"
-        f"- Compiled with onnxruntime {manifest['tools']['onnxruntime']} and onnxruntime-qnn"
-        f" {manifest['tools']['onnxruntime-qnn']}; use onnxruntime-android-qnn of the same release"
-        " or newer.\n"
-        f"- Ship libQnnHtp.so, libQnnSystem.so, libQnnHtpV{architecture}Stub.so and"
-        f" libQnnHtpV{architecture}Skel.so of that QAIRT release with the app.",
+        f" (Hexagon v{facts['htp_arch']['value']}) and loads on no other; `model_ctx.onnx` is the"
+        " small ONNX file that names it. Keep both in one folder under these names.",
+        f"- QAIRT inside the binary: {version}. The phone needs QAIRT {least} or newer: an older"
+        " runtime does not load it. The app brings it as `qnn-runtime` (below).\n"
+        f"- Compiled with onnxruntime {tools['onnxruntime']} and onnxruntime-qnn"
+        f" {tools['onnxruntime-qnn']}.",
+        "```kotlin\n"
+        "// build.gradle.kts\n"
+        "implementation("
+        f'"com.microsoft.onnxruntime:onnxruntime-android:{tools["onnxruntime"]}")\n'
+        f'implementation("com.qualcomm.qti:onnxruntime-android-qnn:{tools["onnxruntime-qnn"]}")\n'
+        f'implementation("com.qualcomm.qti:qnn-runtime:{least}")\n'
+        "```",
         "```kotlin\n"
         "val environment = OrtEnvironment.getEnvironment()\n"
+        'val qnn = "QNNExecutionProvider"\n'
+        "environment.registerExecutionProviderLibrary("
+        'qnn, "libonnxruntime_providers_qnn.so")\n'
         "val options = OrtSession.SessionOptions()\n"
         'options.addConfigEntry("session.disable_cpu_ep_fallback", "1")\n'
-        'options.addQnn(mapOf("backend_path" to "libQnnHtp.so",'
-        ' "htp_performance_mode" to "burst"))\n'
+        "options.addExecutionProvider(\n"
+        "    environment.epDevices.filter { it.epName == qnn },\n"
+        '    mapOf("backend_type" to "htp", "htp_performance_mode" to "burst"),\n'
+        ")\n"
         'val session = environment.createSession("$filesDir/model_ctx.onnx", options)\n'
         "```",
+        "The Gradle versions are those of the tools that compiled the binary; where one is not yet"
+        " published, take the next newer. These lines were not run on a phone here.",
     )
 
 

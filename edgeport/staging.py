@@ -109,7 +109,7 @@ def _write_failure(error: BaseException, staging: Path, target: Path) -> StageFa
         code = error.errno
         if isinstance(error.filename, str) and not error.filename.startswith(str(staging)):
             where = error.filename
-    elif isinstance(error, Exception) and not isinstance(error, InputError):
+    elif isinstance(error, Exception) and not _is_told(error):
         # Libraries in C++ and child processes have their own words for a full disk, or none.
         with suppress(OSError):
             code = errno.ENOSPC if shutil.disk_usage(staging).free < _FULL_BYTES else 0
@@ -122,12 +122,17 @@ def _write_failure(error: BaseException, staging: Path, target: Path) -> StageFa
     )
 
 
+def _is_told(error: Exception) -> bool:
+    """Returns whether the error is the user's to mend, or already says that a write failed."""
+    return isinstance(error, InputError) or getattr(error, "stage", None) == "write"
+
+
 # The hidden directory, its lock, and what killed runs left
 
 
 @contextmanager
 def private_directory(parent: Path, stem: str, mode: int = 0o777) -> Iterator[Path]:
-    """Yields a new directory `parent`/`stem`-PID-RANDOM under a lock; the exit removes what is left.
+    """Yields a new directory `parent`/`stem`-PID-RANDOM under a lock; its exit removes the rest.
 
     Directories of the same stem whose owner has died are removed first. A file system without
     locks is used without: there nothing is ever swept.
@@ -281,7 +286,7 @@ def _swap(staging: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Returns whether the two names were exchanged by renameat2(RENAME_EXCHANGE), man renameat2(2)."""
+    """Returns whether renameat2(2) exchanged the two names; False where it is not to be had."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
@@ -412,7 +417,7 @@ def _refuse_place(place: Path) -> None:
 
 
 def _owned(place: Path) -> tuple[tuple[Path, str], ...]:
-    """Returns the directories that a run may remove, each with the file that lists what is in it."""
+    """Returns the directories that a run may remove, each with the file that lists its files."""
     return ((place, MANIFEST), (failed_directory(place), FAILURE), (_previous(place), MANIFEST))
 
 
@@ -437,7 +442,7 @@ def _foreign(directory: Path, index: str) -> str | None:
 
 
 def _listed_files(index: Path) -> dict[str, Any] | None:
-    """Returns what `index` says that edgeport wrote beside it, None where it is no index of ours."""
+    """Returns what `index` says that edgeport wrote beside it; None if the index is not ours."""
     if index.is_symlink() or not index.is_file():
         return None
     try:

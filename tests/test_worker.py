@@ -82,8 +82,7 @@ def test_stdout_is_no_channel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "name"),
-    [("abort", "SIGABRT"), ("segfault", "SIGSEGV"), ("kill_self", "SIGKILL")],
+    ("function", "name"), [("abort", "SIGABRT"), ("segfault", "SIGSEGV"), ("kill_self", "SIGKILL")]
 )
 def test_a_signal_is_named(tmp_path: Path, function: str, name: str) -> None:
     error = crash(tmp_path, function)

@@ -276,7 +276,7 @@ def _call(target: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     except EdgeportError as error:
         traceback.print_exc()
         return {"edgeport_error": _describe(error)}
-    except Exception as error:  # noqa: BLE001 - vendor code may raise anything
+    except Exception as error:  # vendor code may raise anything
         # The limit may be what was raised about: saying so needs a little memory.
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))

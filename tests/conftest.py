@@ -1,0 +1,82 @@
+"""Shared fixtures: a cache of our own, a small model, the command in a real process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support import FACTORY, command, command_environment
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or fills the user's cache, and no worker another worker's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPORT_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> Path:
+    """A file whose `build` gives two convolutions that take INPUT."""
+    path = tmp_path / "tiny.py"
+    path.write_text(FACTORY)
+    return path
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> Command:
+    """Runs `python -m edgeport ARGUMENTS` in `tmp_path`."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments),
+            cwd=tmp_path,
+            env=command_environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+# A skip for something that EDGEPORT_REQUIRE names is a failure
+
+
+def _required(reason: str) -> str | None:
+    """Returns the required name that a test was skipped for; skips say "needs NAME ..."."""
+    words = reason.removeprefix("Skipped: ").split()
+    required = [name.strip() for name in os.environ.get("EDGEPORT_REQUIRE", "").split(",")]
+    if words[:1] == ["needs"] and len(words) > 1 and words[1].rstrip(":,;") in required:
+        return words[1].rstrip(":,;")
+    return None
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.outcome != "skipped" or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if name := _required(reason):
+        report.outcome = "failed"
+        report.longrepr = f"EDGEPORT_REQUIRE names {name}, and this was skipped: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    report = yield
+    _refuse_skip(report)
+    return report

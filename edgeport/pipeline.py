@@ -15,19 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import edgeport
 from edgeport import catalog, report
-from edgeport.cache import (
-    Cache,
-    Entry,
+from edgeport.cache import Cache, Entry, default_root
+from edgeport.catalog import Source
+from edgeport.feeds import PARITY_INPUTS, PARITY_OUTPUTS, FeedPlan, data_files
+from edgeport.fingerprint import (
     SourceTracker,
-    default_root,
     digest,
     environment_digest,
     file_sha256,
     tree_sha256,
     unchanged,
 )
-from edgeport.catalog import Source
-from edgeport.feeds import PARITY_INPUTS, PARITY_OUTPUTS, FeedPlan, data_files
 from edgeport.plan import NPU, Plan, make_plan
 from edgeport.staging import staged_directory
 from edgeport.types import Artifact, TensorSpec
@@ -105,7 +103,7 @@ class _Step:
 
 
 class _Flow:
-    """The steps of one export: each chains its cache key to the step before, and keeps its files."""
+    """The steps of one export; each chains its cache key to the one before and keeps its files."""
 
     def __init__(
         self, plan: Plan, cache: Cache, staging: Path, progress: Callable[[str], None]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgeport
-from edgeport.cache import file_sha256
 from edgeport.deploy import deploy_markdown
+from edgeport.fingerprint import file_sha256
 from edgeport.staging import GENERATOR, MANIFEST
 from edgeport.types import Artifact
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeport import compare
-from edgeport.cache import file_sha256
 from edgeport.capture import (
     capture_module,
     check_outputs,
@@ -31,6 +30,7 @@ from edgeport.feeds import (
     calibration_feeds,
     parity_feeds,
 )
+from edgeport.fingerprint import file_sha256
 from edgeport.measure import environment, interleave, ratio, to_measurement
 from edgeport.passes import EXACT
 from edgeport.passes.apply import apply_passes

@@ -5,28 +5,22 @@ Three promises, each held by a test that kills real processes:
 - kill -9 at any moment leaves the old directory or the new one under the target's name;
 - nothing is deleted that edgeport did not write;
 - what a killed run leaves behind is removed by the next one, and never while its owner lives.
-
-Liveness is a lock (flock) on a file beside the hidden directory, and not a process id: ids are
-reused, locks end with their process.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import json
 import os
-import re
-import secrets
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from edgeport.errors import EdgeportError, InputError, OutputRefused, StageFailed
+from edgeport.private import private_directory, remove_tree, spare, turn, write_text_atomic
 
 GENERATOR = "edgeport"
 MANIFEST = "manifest.json"
@@ -50,7 +44,8 @@ _DESKTOP_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 def staged_directory(target: Path) -> Iterator[Path]:
     """Yields a new hidden directory beside `target`, which replaces `target` when the block ends.
 
-    When the block raises, `target` stays as it was and the files go to `failed_directory(target)`.
+    When the block raises, `target` stays as it was and the files go to `failed_directory(target)`;
+    an InputError of the block leaves none: what was made from that input is of no use.
     Raises OutputRefused before any work where `check_target` does, and StageFailed("write") for
     a full disk, a quota, a size limit or a read-only file system.
     """
@@ -89,19 +84,6 @@ def failed_directory(target: Path) -> Path:
     return place.with_name(place.name + ".failed")
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replaces the file `path` by one that holds `text`; readers see the old or the new text."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_failure(error: BaseException, staging: Path, target: Path) -> StageFailed | None:
     """Returns the StageFailed that `error` stands for if the disk takes no more, else None."""
     code, where, cause = 0, str(target), ""
@@ -127,110 +109,6 @@ def _is_told(error: Exception) -> bool:
     return isinstance(error, InputError) or getattr(error, "stage", None) == "write"
 
 
-# The hidden directory, its lock, and what killed runs left
-
-
-@contextmanager
-def private_directory(parent: Path, stem: str, mode: int = 0o777) -> Iterator[Path]:
-    """Yields a new directory `parent`/`stem`-PID-RANDOM under a lock; its exit removes the rest.
-
-    Directories of the same stem whose owner has died are removed first. A file system without
-    locks is used without: there nothing is ever swept.
-    """
-    sweep(parent, stem)
-    directory, descriptor = _claim(parent, stem)
-    try:
-        directory.mkdir(mode)
-        yield directory
-    finally:
-        _remove(directory)
-        _remove(_spare(directory))
-        _release(_lock_file(directory), descriptor)
-
-
-def sweep(parent: Path, stem: str) -> None:
-    """Removes the directories of `private_directory(parent, stem)` whose process has ended."""
-    pattern = re.compile(rf"({re.escape(stem)}-\d+-[0-9a-f]{{8}})(\.old|\.lock)?")
-    matches = (pattern.fullmatch(name) for name in os.listdir(parent))
-    for name in sorted({match[1] for match in matches if match}):
-        directory = parent / name
-        with suppress(OSError):  # another user's, or no locks here: not ours to judge
-            descriptor = _try_lock(_lock_file(directory))
-            if descriptor is not None:
-                _remove(directory)
-                _remove(_spare(directory))
-                _release(_lock_file(directory), descriptor)
-
-
-def _claim(parent: Path, stem: str) -> tuple[Path, int | None]:
-    """Returns a name nobody uses and the descriptor that locks it, before the directory exists."""
-    while True:
-        directory = parent / f"{stem}-{os.getpid()}-{secrets.token_hex(4)}"
-        try:
-            descriptor = _try_lock(_lock_file(directory))
-        except OSError as error:
-            if error.errno not in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
-                raise
-            return directory, None
-        if descriptor is not None:  # else a sweep met the lock file before we held it
-            return directory, descriptor
-
-
-def _try_lock(path: Path) -> int | None:
-    """Returns a descriptor that holds the lock file `path`, or None where another one does."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(descriptor, path):
-            return descriptor
-    except BlockingIOError:
-        pass
-    except OSError:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Returns whether the open file is still the one of that name: its holder unlinks it."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _release(path: Path, descriptor: int | None) -> None:
-    """Unlinks a lock file, then lets go of the lock: whoever gets it sees that the name is gone."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        warnings.warn(f"{path} could not be removed: {error}", stacklevel=2)
-    if descriptor is not None:
-        os.close(descriptor)
-
-
-def _lock_file(directory: Path) -> Path:
-    return directory.with_name(directory.name + ".lock")
-
-
-def _spare(directory: Path) -> Path:
-    """Returns the second name of a private directory, for what has to be out of the way at once."""
-    return directory.with_name(directory.name + ".old")
-
-
-def _remove(directory: Path) -> None:
-    """Removes a directory; what cannot be removed is said, and tried again by the next sweep."""
-
-    def tell(_: Callable[..., Any], path: str, raised: Any) -> None:
-        if not isinstance(raised[1], FileNotFoundError):
-            warnings.warn(f"{path} could not be removed: {raised[1]}", stacklevel=2)
-
-    if os.path.lexists(directory):
-        shutil.rmtree(directory, onerror=tell)
-
-
 @contextmanager
 def _prepared(target: Path) -> Iterator[Path]:
     """Yields the staging directory after an interrupted swap is undone; raises OutputRefused."""
@@ -239,7 +117,7 @@ def _prepared(target: Path) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             hidden = private_directory(target.parent, f".{target.name}.staging")
             staging = exit_stack.enter_context(hidden)
-            with _swap_lock(target):
+            with turn(_swap_lock(target)):
                 _recover(staging, target)
         except OSError as error:
             raise OutputRefused(
@@ -257,14 +135,14 @@ def _commit(staging: Path, target: Path) -> None:
         if target.is_dir():
             shutil.copymode(target, staging)
         _sync_tree(staging)
-        with _swap_lock(target):
+        with turn(_swap_lock(target)):
             _recover(staging, target)
             check_target(target)  # again: the user may have put a file there since
             _swap(staging, target)
             _sync(target.parent)
             failed = failed_directory(target)
             if failed.exists():
-                os.rename(failed, _spare(staging))
+                os.rename(failed, spare(staging))
     except OSError as error:
         raise _write_failure(error, staging, target) or StageFailed(
             "write", f"{target} could not be replaced: {error}; choose another --output-dir"
@@ -305,8 +183,8 @@ def _recover(staging: Path, target: Path) -> None:
     if not previous.exists():
         return
     if target.exists() and any(target.iterdir()):
-        os.rename(previous, _spare(staging))
-        _remove(_spare(staging))
+        os.rename(previous, spare(staging))
+        remove_tree(spare(staging))
     else:
         os.rename(previous, target)
 
@@ -315,22 +193,9 @@ def _previous(target: Path) -> Path:
     return target.with_name(f".{target.name}.previous")
 
 
-@contextmanager
-def _swap_lock(target: Path) -> Iterator[None]:
-    """Holds the lock under which two runs into one directory take turns to swap."""
-    path = target.with_name(f".{target.name}.swap.lock")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    with suppress(OSError):  # no locks on this file system: one call still swaps whole
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    if not _is_at(descriptor, path):  # the one before us unlinked it: queue at the new file
-        os.close(descriptor)
-        with _swap_lock(target):
-            yield
-        return
-    try:
-        yield
-    finally:
-        _release(path, descriptor)
+def _swap_lock(target: Path) -> Path:
+    """Returns the lock file at which two runs into one directory take turns to swap."""
+    return target.with_name(f".{target.name}.swap.lock")
 
 
 def _sync_tree(directory: Path) -> None:
@@ -357,16 +222,20 @@ def _keep_failed(staging: Path, made: os.stat_result, target: Path, error: BaseE
     """
     failed = failed_directory(target)
     try:
-        with _swap_lock(target):
+        with turn(_swap_lock(target)):
             _recover(staging, target)
             if not staging.exists() or not os.path.samestat(staging.stat(), made):
+                return
+            refused = isinstance(error, OutputRefused)  # after the work: its files are of use
+            if not any(staging.iterdir()) or (isinstance(error, InputError) and not refused):
                 return
             if reason := _foreign(failed, FAILURE):
                 raise EdgeportError(f"{failed} {reason}")
             write_text_atomic(staging / FAILURE, _failure_record(staging, error))
             if failed.exists():
-                os.rename(failed, _spare(staging))
+                os.rename(failed, spare(staging))
             os.rename(staging, failed)
+            error.add_note(f"the files made so far are in {failed}")
     except (OSError, EdgeportError) as problem:
         error.add_note(f"the files made so far could not be kept in {failed}: {problem}")
 

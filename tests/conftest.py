@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from support import FACTORY, command, command_environment
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

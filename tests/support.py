@@ -31,9 +31,7 @@ LIMITS = Limits(seconds=240, memory_bytes=8 << 30)
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_qnn") is None, reason="needs onnxruntime-qnn"
 )
-needs_pillow = pytest.mark.skipif(
-    importlib.util.find_spec("PIL") is None, reason="needs pillow"
-)
+needs_pillow = pytest.mark.skipif(importlib.util.find_spec("PIL") is None, reason="needs pillow")
 
 
 def model(

@@ -17,11 +17,9 @@ from typing import Any
 
 import pytest
 
-from edgeport.cache import (
-    Cache,
-    Entry,
+from edgeport.cache import Cache, Entry, default_root
+from edgeport.fingerprint import (
     SourceTracker,
-    default_root,
     digest,
     environment_digest,
     file_sha256,

@@ -145,7 +145,7 @@ def test_a_mask_is_refused_at_the_call_and_with_example_inputs_before_it() -> No
     padding[:, -3:] = True
     unseen = replace_attention(model, **SETTINGS).model
     for masks in ({"mask": mask}, {"src_key_padding_mask": padding}):
-        with torch.no_grad(), pytest.raises(InputError, match="PADRe has no place for .*mask"):
+        with torch.no_grad(), pytest.raises(InputError, match=r"PADRe has no place for .*mask"):
             unseen(tokens(), **masks)
     seen = replace_attention(model, **SETTINGS, example_inputs=(tokens(), mask))
     assert seen.replaced == ()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from edgeport import staging
-from edgeport.errors import OutputRefused, StageFailed
+from edgeport.errors import InputError, OutputRefused, StageFailed
 from edgeport.staging import check_target, failed_directory, staged_directory
 
 FILES = 8
@@ -284,13 +284,25 @@ def failed_without_record(out: Path) -> Path:
     return failed_directory(out)
 
 
+def fail(target: Path, error: Exception) -> None:
+    with pytest.raises(type(error)), staged_directory(target) as directory:
+        (directory / "made").write_text("")
+        raise error
+
+
+def test_input_to_be_mended_leaves_nothing(out: Path) -> None:
+    fail(out, InputError("x"))
+    assert not list(out.parent.iterdir())
+    fail(out, ValueError("x"))
+    assert (failed_directory(out) / "made").is_file()
+
+
 def test_refuses_a_failed_directory_that_is_not_ours(out: Path) -> None:
     failed_directory(out).mkdir()
     (failed_directory(out) / "mine").write_text("")
     assert "out.failed exists and was not written by edgeport" in refusal(out)
     (failed_directory(out) / "mine").unlink()
-    with pytest.raises(ValueError, match="x"), staged_directory(out):
-        raise ValueError("x")
+    fail(out, ValueError("x"))
     (failed_directory(out) / "mine").write_text("")
     assert "out.failed holds files that edgeport did not write (mine)" in refusal(out)
 

@@ -41,7 +41,8 @@ def _run(arguments: list[str], verbose: bool) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), 2, verbose)
     except EdgeportError as error:
-        return _fail(str(error), error.exit_code, verbose)
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        return _fail(f"{error}{notes}", error.exit_code, verbose)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 130, False)
     except BrokenPipeError:  # `edgeport list | head`: the reader has what it wanted

@@ -14,6 +14,9 @@ from edgeport.compare import sqnr_db
 from edgeport.errors import StageFailed
 from edgeport.passes import Pass
 from edgeport.runtimes.onnx import Session
+from edgeport.types import PassResult
+
+Answers = list[tuple[NDArray[Any], ...]]
 
 
 @dataclass(frozen=True)
@@ -41,33 +44,49 @@ def apply_passes(
     notes: list[str] = []
     before = _run(model, feeds)
     for one in passes:
-        result = one(model)
-        model, difference_db = result.model, float("inf")
+        result, before, difference_db = _apply(one, model, before, feeds)
+        if difference_db < minimum_db:
+            raise StageFailed(
+                "passes",
+                f"{result.name} changed the answer: {difference_db:.1f} dB against the graph"
+                f" before it, {minimum_db:.0f} dB are needed",
+            )
+        model = result.model
         notes.extend(f"{result.name}: {sentence}" for sentence in result.refused)
-        if result.count:
-            after = _run(model, feeds)
-            difference_db = _worst_db(before, after)
-            if difference_db < minimum_db:
-                raise StageFailed(
-                    "passes",
-                    f"{result.name} changed the answer: {difference_db:.1f} dB against the graph"
-                    f" before it, {minimum_db:.0f} dB are needed",
-                )
-            before = after
         steps.append((result.name, result.count, difference_db))
     return Applied(model, tuple(steps), tuple(notes))
 
 
-def _worst_db(
-    before: Sequence[tuple[NDArray[Any], ...]], after: Sequence[tuple[NDArray[Any], ...]]
-) -> float:
-    pairs = [pair for one, other in zip(before, after, strict=True) for pair in zip(one, other)]
+def _apply(
+    one: Pass,
+    model: ir.Model,
+    before: Answers,
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+) -> tuple[PassResult, Answers, float]:
+    """Returns the pass's result, the answers of its graph, and their dB against `before`."""
+    name = getattr(one, "__name__", repr(one))
+    try:
+        result = one(model)
+        name = result.name
+        if not result.count:
+            return result, before, float("inf")
+        after = _run(result.model, feeds)
+        return result, after, _worst_db(before, after)
+    except Exception as error:  # the checker's, onnxruntime's and the comparison's own classes
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StageFailed("passes", f"{name} gives a graph that fails: {line}") from error
+
+
+def _worst_db(before: Answers, after: Answers) -> float:
+    pairs = [
+        pair
+        for one, other in zip(before, after, strict=True)
+        for pair in zip(one, other, strict=True)
+    ]
     return min(sqnr_db(reference, actual) for reference, actual in pairs)
 
 
-def _run(
-    model: ir.Model, feeds: Sequence[Mapping[str, NDArray[Any]]]
-) -> list[tuple[NDArray[Any], ...]]:
+def _run(model: ir.Model, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Answers:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
     session = Session(proto.SerializeToString())

@@ -131,7 +131,7 @@ def _failure(
 def _explain(answer: Mapping[str, Any], limits: Limits, last_lines: str) -> tuple[str, str]:
     """Returns RuntimeCrashed's reason and one line that says what happened."""
     if "timeout" in answer:
-        return "timeout", f"the child process did not end within {limits.seconds:g} s"
+        return "timeout", f"the child process did not end in {limits.seconds:g} s (--timeout)"
     raised = answer.get("exception")
     what = raised or _ending(answer["status"])
     # A native crash near the limit is taken for a failed allocation that nothing checked; an
@@ -139,7 +139,7 @@ def _explain(answer: Mapping[str, Any], limits: Limits, last_lines: str) -> tupl
     near = not raised and answer.get("peak_bytes", 0) >= _NEAR_LIMIT * limits.memory_bytes
     if near or _OUT_OF_MEMORY.search(raised or last_lines):
         limit = f"{limits.memory_bytes / 2**30:.3g} GiB"
-        return "memory", f"the child process needs more memory than its limit of {limit} ({what})"
+        return "memory", f"the child process needs more than {limit} (--memory): {what}"
     if raised:
         return "exit", what
     return ("signal" if answer["status"] < 0 else "exit"), f"the child process {what}"

@@ -103,9 +103,11 @@ def find_source(
     or malformed, and flags that this kind of source does not take.
     """
     specs = tuple(parse_spec(spec) for spec in inputs)
+    if len({spec.name for spec in specs}) < len(specs):
+        raise InputError(f"--input {', '.join(inputs)} names an input twice")
     if weights is not None and not weights.is_file():
         raise InputError(f"weights {weights}: no such file")
-    file, colon, attribute = text.rpartition(":")
+    file, _, attribute = text.rpartition(":")
     if text in all_recipes():
         _refuse(text, "a recipe", {"--input": specs, "--weights": weights})
         return _recipe_source(all_recipes()[text], text, variant, options or {})
@@ -113,7 +115,7 @@ def find_source(
     if text.endswith(".onnx"):
         _refuse(text, "an ONNX file", {"--input": specs, "--weights": weights})
         return Source("onnx", text, path=_existing(Path(text)))
-    if colon and file.endswith(".py"):
+    if text.endswith(".py") or file.endswith(".py"):
         return _factory_source(text, Path(file), attribute, specs, weights)
     raise UnknownName("recipe", text, all_recipes())
 
@@ -216,14 +218,39 @@ def _call_factory(source: Source) -> Any:
         raise InputError(f"{source.text} raised {type(error).__name__}: {_line(error)}") from error
 
 
+_neighbours: set[str] = set()  # the modules that the last factory imported from its folder
+
+
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Lets the file import its neighbours, as `python file.py` does, and nothing after it."""
+    """Lets the file import its neighbours as they are now, and nothing after it.
+
+    What an earlier factory imported is forgotten: a notebook that edits a layer and exports again,
+    or exports from two folders with a layers.py each, must not get the module it had before.
+    """
+    for name in _neighbours:
+        sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+    before, bytecode = set(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True  # a stale .pyc passes for a file edited within its second
     try:
         yield
     finally:
+        sys.dont_write_bytecode = bytecode
         sys.path.remove(str(folder))
+        new = set(sys.modules) - before
+        _neighbours.clear()
+        _neighbours.update(name for name in new if _lies_in(folder, name))
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    """Returns whether a module is the user's: in the folder, but not in an environment there."""
+    file = getattr(sys.modules[name], "__file__", None)
+    if not isinstance(file, str) or name.partition(".")[0] in ("edgeport", "edgeport_recipes"):
+        return False
+    path = Path(file).resolve()
+    return path.is_relative_to(folder) and "site-packages" not in path.parts
 
 
 def _line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,18 @@ class FeedPlan:
 
 
 def parity_feeds(plan: FeedPlan) -> list[Feed]:
-    """Returns the feeds on which every stage is compared with the reference."""
+    """Returns the feeds on which every stage is compared with the reference.
+
+    Raises InputError when the user's data cannot be read or holds fewer.
+    """
     if plan.data is not None:
-        return [feed for _, feed in zip(range(plan.parity_samples), _read(plan), strict=False)]
+        feeds = list(islice(_read(plan), plan.parity_samples))
+        if len(feeds) < plan.parity_samples:
+            raise InputError(
+                f"{plan.data} holds {len(feeds)} samples, and --parity-samples asks for"
+                f" {plan.parity_samples}"
+            )
+        return feeds
     return _seeded(plan, plan.parity_samples, plan.seed + _PARITY_SEED)
 
 
@@ -132,26 +142,22 @@ def _image_input(specs: Sequence[TensorSpec], file: Path) -> TensorSpec:
 def _read_image(file: Path, specs: Sequence[TensorSpec]) -> NDArray[Any]:
     """Returns RGB (or grey) in 0..1 at the input's height and width, as `1 x C x H x W`."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError:
         raise InputError('images need Pillow: pip install "edgeport[images]"') from None
     _, channels, height, width = _image_input(specs, file).shape
     try:
         with Image.open(file) as image:
             pixels = image.convert("RGB" if channels == 3 else "L").resize((width, height))
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{file} is not a readable image: {error}") from None
+    except Exception as error:  # each of Pillow's formats fails with classes of its own
+        raise InputError(f"{file} is not a readable image: {error}") from error
     array = np.asarray(pixels, dtype=specs[0].dtype).reshape(height, width, channels) / 255
     return np.ascontiguousarray(array.transpose(2, 0, 1)[None]).astype(specs[0].dtype)
 
 
 def _read_arrays(file: Path, specs: Sequence[TensorSpec]) -> Iterator[Feed]:
     """Yields one feed per leading index of the arrays, which hold any number of batches."""
-    try:
-        loaded = np.load(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{file} is not a readable array file: {error}") from None
-    named = {specs[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    named = _load_arrays(file, specs[0].name)
     arrays = {spec.name: _checked_array(file, spec, named) for spec in specs}
     counts = {name: len(a) // spec.shape[0] for (name, a), spec in zip(arrays.items(), specs)}
     if len(set(counts.values())) != 1:
@@ -163,12 +169,29 @@ def _read_arrays(file: Path, specs: Sequence[TensorSpec]) -> Iterator[Feed]:
         }
 
 
+def _load_arrays(file: Path, only: str) -> dict[str, Any]:
+    """Returns the arrays of an .npz by name, or that of an .npy under the name `only`."""
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {only: loaded}
+        with loaded:
+            return dict(loaded)
+    except Exception as error:  # numpy's, zipfile's and zlib's own classes
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{file} is not a readable array file: {line}") from error
+
+
 def _checked_array(file: Path, spec: TensorSpec, named: Mapping[str, Any]) -> NDArray[Any]:
     if spec.name not in named:
         raise InputError(f"{file} has no array {spec.name!r}; it has {', '.join(sorted(named))}")
     array = named[spec.name]
-    if array.shape[1:] != spec.shape[1:] or len(array) < spec.shape[0]:
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        raise InputError(f"{file}: {spec.name} holds no real numbers")
+    if not array.ndim or array.shape[1:] != spec.shape[1:] or len(array) < spec.shape[0]:
         raise InputError(f"{file}: {spec.name} is {list(array.shape)}, the model takes {spec}")
-    if not np.isfinite(array).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(spec.dtype)
+    if not (np.isfinite(array).all() and np.isfinite(cast).all()):
         raise InputError(f"{file}: {spec.name} holds NaN or infinity; clean the data first")
-    return np.asarray(array, dtype=spec.dtype)
+    return cast

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from edgeport import catalog
 from edgeport.catalog import Source
@@ -48,6 +48,25 @@ class Plan:
                 "calib_data": self.calibration_data.name if self.calibration_data else None,
             },
         }
+
+
+class Options(TypedDict, total=False):
+    """What an export takes beside its source and output directory, under the CLI's names."""
+
+    device: str | None  # by name or alias
+    chipset: str | None  # in place of device
+    precision: str  # float (the NPU computes fp16), w8a8 or w8a16; default float
+    target_runtimes: Sequence[str]  # default: all that the device takes
+    variant: str | None  # of a recipe; default: the recipe's
+    options: Mapping[str, Any] | None  # of a recipe, by name
+    inputs: Sequence[str]  # a factory's, each as "name:float32[1,3,224,224]"
+    weights: Path | str | None  # a factory's, safetensors or a torch file of tensors
+    calib_data: Path | str | None  # folder of images or arrays, or one .npz
+    calib_samples: int  # at most; default 32
+    parity_samples: int  # inputs compared at each stage; default 1
+    seed: int  # of random weights and inputs; default 0
+    timeout_s: float  # for one step of the vendor's tools; default 900
+    memory_gib: float  # the same; default 16
 
 
 def make_plan(

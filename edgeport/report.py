@@ -146,4 +146,6 @@ def _size(count: int) -> str:
 
 def _sqnr(artifact: Artifact) -> str:
     values = [one.value for one in artifact.parity if one.metric == "sqnr_db"]
-    return f"{values[0]:.1f}" if values else "-"
+    if not values:
+        return "-"
+    return "exact" if values[0] == float("inf") else f"{values[0]:.1f}"

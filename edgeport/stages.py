@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,53 +156,39 @@ def run_on_host(model: Path, captured: Path, precision: Precision) -> dict[str, 
 
 
 def latency(
-    models: Sequence[tuple[str, Path, Path]], inputs: Sequence[Path], threads: int, seconds: float
+    compared: Sequence[tuple[str, Path, Path, Path]], threads: int, seconds: float
 ) -> dict[str, Any]:
-    """Returns, per (label, variant, baseline), both latencies on this machine and their ratio."""
+    """Returns, per (label, variant, baseline, inputs), both host latencies and their ratio."""
     rows = []
-    for (label, variant, baseline), file in zip(models, inputs, strict=True):
-        feed = load_samples(file)[0]
-        arms = {
-            name: Session(path, threads, spin=False)
-            for name, path in (("variant", variant), ("baseline", baseline))
-        }
+    for label, variant, baseline, inputs in compared:
+        feed = load_samples(inputs)[0]
+        paths = {"variant": variant, "baseline": baseline}
         timings = interleave(
-            {name: _bound(session, feed) for name, session in arms.items()},
+            {name: partial(Session(p, threads, spin=False).run, feed) for name, p in paths.items()},
             rounds=None,
             seconds=seconds,
             warmup_seconds=seconds,
         )
-        ours, theirs = (
-            to_measurement(
+        gain = ratio(timings["baseline"], timings["variant"])
+        measured = {
+            name: to_measurement(
                 timings[name],
                 provenance="host",
                 artifact_sha256=file_sha256(path),
                 environment=environment(threads),
             )
-            for name, path in (("variant", variant), ("baseline", baseline))
-        )
-        gain = ratio(timings["baseline"], timings["variant"])
-        speedup = Measurement(
+            for name, path in paths.items()
+        }
+        measured["speedup"] = Measurement(
             "speedup", gain.value, "ratio", "host", interval=(gain.low, gain.high)
         )
-        rows.append(
-            {
-                "what": label,
-                "variant": ours.to_dict(),
-                "baseline": theirs.to_dict(),
-                "speedup": speedup.to_dict(),
-            }
-        )
+        rows.append({"what": label, **{name: one.to_dict() for name, one in measured.items()}})
     return {"comparisons": rows}
 
 
 def host_threads() -> int:
     """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _bound(session: Session, feed: Sample) -> Any:
-    return lambda: session.run(feed)
 
 
 def _computed(precision: Precision) -> str:

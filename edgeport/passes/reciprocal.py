@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from edgeport.types import PassResult
 
@@ -16,17 +17,23 @@ NAME = "reciprocal to Div"
 
 
 def reciprocal_to_div(model: ir.Model) -> PassResult:
-    """Returns the model without Reciprocal."""
-    count = 0
-    for graph in model.graphs():
-        for node in list(graph):
-            if node.op_type == "Reciprocal" and node.domain == "":
-                _replace(node)
-                count += 1
-    return PassResult(NAME, model, count)
+    """Returns the model without Reciprocal; refuses a lone one whose type cannot be inferred."""
+    nodes = [
+        node
+        for graph in model.graphs()
+        for node in graph
+        if node.op_type == "Reciprocal" and node.domain == ""
+    ]
+    if any(_dtype(node) is None for node in nodes):  # many files state no inner types
+        common.ShapeInferencePass()(model)
+    refused = tuple(
+        f"{node.name}: the type of its input is not known" for node in nodes if not _replace(node)
+    )
+    return PassResult(NAME, model, len(nodes) - len(refused), refused)
 
 
-def _replace(node: ir.Node) -> None:
+def _replace(node: ir.Node) -> bool:
+    """Returns whether it replaced the Reciprocal; it cannot write a 1 of an unknown type."""
     quotient, denominator = node.outputs[0], node.inputs[0]
     assert denominator is not None and node.graph is not None
     consumers = [use.node for use in quotient.uses()]
@@ -37,22 +44,27 @@ def _replace(node: ir.Node) -> None:
         if len(others) == 1:  # Mul(r, r) has none
             _substitute(product, ir.node("Div", [others[0], denominator]))
             node.graph.remove(node, safe=True)
-            return
-    _substitute(node, ir.node("Div", [_one(node, denominator), denominator]))
+            return True
+    dtype = _dtype(node)
+    if dtype is None:
+        return False
+    _substitute(node, ir.node("Div", [_one(node, dtype), denominator]))
+    return True
 
 
-def _one(node: ir.Node, like: ir.Value) -> ir.Value:
+def _dtype(node: ir.Node) -> ir.DataType | None:
+    assert node.inputs[0] is not None
+    return node.inputs[0].dtype
+
+
+def _one(node: ir.Node, dtype: ir.DataType) -> ir.Value:
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    tensor = ir.tensor(np.ones((), _dtype(like)), name=f"{node.outputs[0].name}_one")
+    tensor = ir.tensor(np.ones((), dtype.numpy()), name=f"{node.outputs[0].name}_one")
     value = ir.Value(name=tensor.name, shape=ir.Shape(()), type=ir.TensorType(tensor.dtype))
     value.const_value = tensor
     graph.register_initializer(value)
     return value
-
-
-def _dtype(value: ir.Value) -> np.dtype[np.generic]:
-    return np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
 
 
 def _substitute(old: ir.Node, new: ir.Node) -> None:

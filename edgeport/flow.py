@@ -1,0 +1,337 @@
+"""The steps of an export: each is built by a stage, kept by the cache, and copied to the output.
+
+A step's cache key chains to the key of the step before it, and starts from what everything depends
+on: the installed packages, edgeport's own source, the source model's files, options and data. Keys
+are computed without importing torch or onnx: a repeated export imports neither.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edgeport
+from edgeport import catalog, report
+from edgeport.cache import Cache, Entry
+from edgeport.catalog import Source
+from edgeport.feeds import PARITY_INPUTS, PARITY_OUTPUTS, FeedPlan, data_files
+from edgeport.fingerprint import (
+    SourceTracker,
+    digest,
+    environment_digest,
+    file_sha256,
+    tree_sha256,
+    unchanged,
+)
+from edgeport.plan import Plan
+from edgeport.types import Artifact, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LATENCY_SECONDS = 1.5  # of measured time per comparison, after as much warm-up
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished step: the key that stands for everything it depends on, and its cache entry."""
+
+    key: Mapping[str, Any]
+    entry: Entry
+    file: str
+
+    @property
+    def path(self) -> Path:
+        return self.entry.directory / self.file
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two optimized models to time against each other, and the file of their inputs."""
+
+    label: str
+    ours: Step
+    theirs: Step
+    inputs: Path
+
+
+class Flow:
+    """The steps of one export; each chains its cache key to the one before and keeps its files."""
+
+    def __init__(
+        self, plan: Plan, cache: Cache, staging: Path, progress: Callable[[str], None]
+    ) -> None:
+        self.plan, self.cache, self.staging, self.progress = plan, cache, staging, progress
+        self.artifacts: list[Artifact] = []
+        self.entries: list[Entry] = []
+        self.latencies: list[dict[str, Any]] = []
+        self.facts: dict[str, Any] = {}
+        self._module: nn.Module | None = None
+        self._feeds = _feed_plan(plan)
+        self._base = _base_key()
+
+    def capture(self) -> Step:
+        step = self._captured(self.plan.source, self._files_read_by_source())
+        self._keep(step, "model.onnx", PARITY_INPUTS, PARITY_OUTPUTS)
+        return step
+
+    def passes(self, captured: Step) -> Step:
+        step = self._optimized(captured)
+        self._keep(step, "optimized.onnx")
+        return step
+
+    def quantize(self, optimized: Step, captured: Step) -> Step:
+        plan = self.plan
+        if plan.precision == "float":
+            return optimized
+        key = {
+            "precision": plan.precision,
+            "samples": plan.calibration_samples,
+            "seed": plan.seed,
+            "data": self._data_digests,
+        }
+        feeds = self._feeds
+        if not feeds.specs:  # an ONNX file states its own inputs; capture has read them
+            feeds = replace(feeds, specs=_specs(captured.entry.result["inputs"]))
+        step = self._step(
+            "quantize",
+            "quantized.onnx",
+            key,
+            optimized,
+            lambda directory: _stages().quantize(
+                directory,
+                optimized.entry.directory,
+                captured.entry.directory,
+                feeds,
+                plan.precision,
+            ),
+        )
+        self._keep(step, "quantized.onnx")
+        for name in ("calibrated_on", "io_scales"):
+            self.facts[name] = step.entry.result[name]
+        self.facts["calibration"] = feeds.origin()
+        return step
+
+    def lower(self, model: Step) -> Step:
+        plan = self.plan
+        step = self._step(
+            "lower",
+            "model.bin",
+            {"device": plan.device.to_dict(), "precision": plan.precision},
+            model,
+            lambda directory: _stages().lower(
+                directory, model.path, plan.device, plan.precision, plan.limits
+            ),
+        )
+        self._keep(step, "model.bin", "model_ctx.onnx")
+        self.facts["qairt_version"] = step.entry.result["qairt_version"]
+        return step
+
+    def emulate(self, lowered: Step, captured: Step) -> None:
+        plan = self.plan
+        step = self._step(
+            "run-emulated",
+            "model.bin",
+            {"reference": captured.key},
+            lowered,
+            lambda directory: _stages().emulate(
+                directory,
+                lowered.entry.directory,
+                captured.entry.directory,
+                plan.source,
+                plan.device,
+                plan.precision,
+                plan.limits,
+            ),
+        )
+        self._keep(step)
+
+    def run_on_host(self, model: Step, captured: Step) -> None:
+        step = self._step(
+            "run-host",
+            model.file,
+            {"reference": captured.key},
+            model,
+            lambda _: _stages().run_on_host(
+                model.path, captured.entry.directory, self.plan.precision
+            ),
+        )
+        self._keep(step)
+
+    def comparisons(self) -> list[Comparison]:
+        """Returns the variant and its baseline, optimized, at each size the recipe compares."""
+        recipe, variant = self.plan.source.recipe, self.plan.source.variant
+        if recipe is None or recipe.baseline in (None, variant):
+            return []
+        compared = []
+        for label, overrides in recipe.comparisons:
+            options = {**self.plan.source.options, **overrides}
+            captured, ours = self._at(recipe.name, variant, options)
+            _, theirs = self._at(recipe.name, recipe.baseline, options)
+            inputs = captured.entry.directory / PARITY_INPUTS
+            compared.append(Comparison(label, ours, theirs, inputs))
+        return compared
+
+    def latency(self, compared: list[Comparison], optimized: Step) -> None:
+        if not compared:
+            return
+        key = {
+            "compared": [(one.label, one.ours.key, one.theirs.key) for one in compared],
+            "machine": [platform.node(), platform.processor()],
+        }
+        rows = [(one.label, one.ours.path, one.theirs.path, one.inputs) for one in compared]
+        step = self._step(
+            "latency",
+            "",
+            key,
+            optimized,
+            lambda _: _stages().latency(rows, _stages().host_threads(), LATENCY_SECONDS),
+        )
+        self.latencies = step.entry.result["comparisons"]
+
+    def manifest(self, captured: Step) -> dict[str, Any]:
+        result, recipe = captured.entry.result, self.plan.source.recipe
+        return report.make_manifest(
+            self.plan.describe(),
+            self.artifacts,
+            inputs=result["inputs"],
+            outputs=result["outputs"],
+            latency=self.latencies,
+            facts={**self.facts, "baseline": recipe.baseline if recipe else None},
+            files=self.staging,
+            warnings=self.cache.warnings,
+        )
+
+    def _at(self, name: str, variant: str | None, options: Mapping[str, Any]) -> tuple[Step, Step]:
+        """Returns the captured and optimized steps of a recipe's variant at these options."""
+        source = catalog.find_source(name, variant=variant, options=options)
+        captured = self._captured(source, {})
+        return captured, self._optimized(captured)
+
+    def _captured(self, source: Source, files: Mapping[str, str]) -> Step:
+        feeds = replace(self._feeds, source=source, specs=source.inputs)
+        data = self._data_digests if source is self.plan.source else {}
+        if source is not self.plan.source:  # a comparison is timed on seeded inputs
+            feeds = replace(feeds, data=None, parity_samples=1)
+        key = {
+            "source": source.describe(),
+            "files": files,
+            "seed": feeds.seed,
+            "samples": feeds.parity_samples,
+            "data": data,
+        }
+        return self._step(
+            "capture",
+            "model.onnx",
+            key,
+            None,
+            lambda directory: _stages().capture(
+                directory, feeds, self._module if source is self.plan.source else None
+            ),
+        )
+
+    def _optimized(self, captured: Step) -> Step:
+        return self._step(
+            "passes",
+            "optimized.onnx",
+            {},
+            captured,
+            lambda directory: _stages().run_passes(directory, captured.entry.directory),
+        )
+
+    def _step(
+        self,
+        name: str,
+        file: str,
+        key: Mapping[str, Any],
+        before: Step | None,
+        build: Callable[[Path], Mapping[str, Any]],
+    ) -> Step:
+        self.progress(name)
+        chained = {"base": self._base, "own": key, "before": digest(before.key) if before else ""}
+        entry = self.cache.step(name, chained, build, self.staging)
+        self.entries.append(entry)
+        return Step(chained, entry, file)
+
+    def _keep(self, step: Step, *files: str) -> None:
+        for file in files:
+            for found in sorted(step.entry.directory.glob(f"{file}*")):  # with .data beside it
+                shutil.copyfile(found, self.staging / found.name)
+        artifact = Artifact.from_dict(step.entry.result["artifact"])
+        self.artifacts.append(replace(artifact, seconds=round(step.entry.seconds, 3)))
+
+    def _files_read_by_source(self) -> Mapping[str, str]:
+        """Returns path -> sha256 of the local files that this source was built from.
+
+        What a factory reads is known only after it ran: the list of its last run is remembered,
+        and where a file on it changed the factory runs again, for a new list.
+        """
+        source = self.plan.source
+        own = {str(path): file_sha256(path) for path in (source.path, source.weights) if path}
+        if source.kind == "recipe":
+            return own
+        key = {"base": self._base, "path": str(source.path), "attribute": source.attribute}
+        known = self.cache.recall("sources", key)
+        if known is not None and unchanged(known["files"]):
+            return {**known["files"], **own}
+        files = self._build_tracked() if source.kind == "factory" else _external_data(source)
+        self.cache.remember("sources", key, {"files": files})
+        return {**files, **own}
+
+    def _build_tracked(self) -> Mapping[str, str]:
+        self.progress("build")
+        with SourceTracker() as used:
+            self._module = catalog.build_module(self.plan.source, self.plan.seed)
+        return used.files
+
+    @cached_property
+    def _data_digests(self) -> dict[str, str]:
+        if self.plan.calibration_data is None:
+            return {}
+        return {str(file): file_sha256(file) for file in data_files(self.plan.calibration_data)}
+
+
+def _stages() -> Any:
+    """Imports the stages, with onnx and numpy, when the first step has to be built."""
+    from edgeport import stages
+
+    return stages
+
+
+def _feed_plan(plan: Plan) -> FeedPlan:
+    return FeedPlan(
+        source=plan.source,
+        specs=plan.source.inputs,
+        seed=plan.seed,
+        parity_samples=plan.parity_samples,
+        calibration_samples=plan.calibration_samples,
+        data=plan.calibration_data,
+    )
+
+
+def _base_key() -> dict[str, str]:
+    """Returns what every step depends on: the pins, edgeport's own source and the recipes'."""
+    import edgeport_recipes
+
+    return {
+        "environment": environment_digest(),
+        "edgeport": tree_sha256(Path(edgeport.__file__).parent),
+        "recipes": tree_sha256(Path(next(iter(edgeport_recipes.__path__)))),
+    }
+
+
+def _specs(tables: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in tables)
+
+
+def _external_data(source: Source) -> dict[str, str]:
+    """Returns path -> sha256 of the files beside an ONNX model that hold its weights."""
+    from edgeport.capture import external_data_files
+
+    assert source.path is not None
+    return {str(file): file_sha256(file) for file in external_data_files(source.path)}

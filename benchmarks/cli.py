@@ -83,8 +83,8 @@ def _exports(folder: Path) -> dict[str, Callable[[], Any]]:
     return {COLD: cold, UNCHANGED: unchanged}
 
 
-def show(results: Results) -> None:
-    """Prints seconds beside their targets."""
+def tables(results: Results) -> str:
+    """Returns the times beside their targets."""
     lines = []
     for arm, target in TARGETS_S.items():
         rows = results.find("latency_ms", arm)
@@ -92,11 +92,11 @@ def show(results: Results) -> None:
         runs = str(len(rows[-1].samples)) if rows else "0"
         held = "-" if not rows or rows[-1].value is None else _held(rows[-1].value, target)
         lines.append([f"edgeport {arm}", said, runs, f"{target * 1e3:,.0f}", held])
-    print(
-        "\nWhole processes, ms: median (first to third quartile). The files of Python and of the"
-        "\nlibraries are in the system's file cache.\n"
+    said = (
+        "Whole processes, ms: median (first to third quartile). The files of Python and of the\n"
+        "libraries are in the system's file cache.\n\n"
     )
-    print(markdown(["command", "ms", "runs", "target", "held"], lines))
+    return said + markdown(["command", "ms", "runs", "target", "held"], lines)
 
 
 def _held(value_ms: float, target_s: float) -> str:

@@ -8,30 +8,26 @@ A child is `python -m benchmarks.padre --once ARM --grid 64 --model FILE`.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.tables import (
-    NOT_RUN,
     Results,
     Row,
-    cell,
-    markdown,
-    number,
     ratio_fields,
     timing_fields,
 )
 from edgeport.compare import sqnr_db
 from edgeport.errors import StageFailed
-from edgeport.measure import environment, interleave, log_log_slope, peak_bytes_of, ratio
+from edgeport.measure import Timing, environment, interleave, peak_bytes_of, ratio
 
 SUITE = "padre"
 THREADS = 2
@@ -40,7 +36,6 @@ GRIDS = (14, 32, 64, 128)
 CROSSING_GRIDS = (16, 20, 24, 28)
 NET_GRIDS = (14, 32)
 FULL_GRIDS = (48, 96)
-SLOPE_GRIDS = (32, 64, 128)
 MEMORY_LIMIT_GIB = 6
 SAME_DB = 80.0  # arms of one network agree to float32 rounding, far above this
 PADRE = ("padre2", "padre3")
@@ -53,6 +48,7 @@ ORT_ATTENTION = (
     "attention on tokens, MultiHeadAttention",
 )
 ARMS = (*PADRE, *ORT_ATTENTION, TORCH_FUSED, TORCH_UNFUSED)
+_SHARE_OF_FREE = 0.8  # of the memory that is free, for all arms together
 _DOES_NOT_FIT = f"does not fit in {MEMORY_LIMIT_GIB} GiB"
 
 
@@ -76,7 +72,7 @@ class Size:
 
 
 SIZES = (
-    *(Size("block", grid, 60.0 if grid == 128 else 15.0, memory=True) for grid in GRIDS),
+    *(Size("block", grid, 90.0 if grid == 128 else 15.0, memory=True) for grid in GRIDS),
     *(Size("block", grid, 8.0) for grid in CROSSING_GRIDS),
     *(Size("net", grid, 20.0) for grid in NET_GRIDS),
     *(Size("block", grid, 40.0, memory=True, full=True) for grid in FULL_GRIDS),
@@ -95,48 +91,77 @@ def run(results: Results, full: bool) -> None:
 def _run_size(size: Size) -> list[Row]:
     from benchmarks.attention_forms import load
 
-    parameters = {"part": size.part, "tokens": size.tokens}
-    rows: list[Row] = []
-
-    def add(arm: str, **fields: Any) -> None:
-        known = {**parameters, **fields.pop("parameters", {})}
-        rows.append(Row(SUITE, size.group, arm, parameters=known, **fields))
-
+    before = environment(THREADS)  # first: what follows would be in the load that it states
     models, modules, feeds = _build(size)
-    refused: dict[str, str] = {}
-    if size.memory:
-        for arm, used in _peak_memory(size, models).items():
-            add(arm, metric="peak_bytes", unit="bytes", **used)
-            if used["value"] is None:
-                refused[arm] = used["note"]
-    calls: dict[str, Callable[[], Any]] = {
-        arm: _session_call(load(model, THREADS), feeds[arm])
-        for arm, model in models.items()
-        if arm not in refused
-    }
-    calls |= {
-        arm: _module_call(module, feeds[arm])
-        for arm, module in modules.items()
-        if arm in ARMS and arm not in refused
-    }
+    memory = _peak_memory(size, models) if size.memory else {}
+    refused = _refused(memory)
+    calls: dict[str, Callable[[], Any]] = {}
+    for arm in ARMS:
+        if arm in refused:
+            continue
+        if arm in models:
+            calls[arm] = _session_call(load(models[arm], THREADS), feeds[arm])
+        else:
+            calls[arm] = _module_call(modules[arm], feeds[arm])
     _check_answers(size, calls, modules, feeds)
-    before = environment(THREADS)  # before: the load that it states is then not our own
     timings = interleave(
         calls, rounds=200, seconds=size.seconds, warmup_seconds=max(3.0, size.seconds / 6)
     )
-    for arm, timing in timings.items():
-        add(arm, **timing_fields(timing), environment=before)
-    for arm, why in refused.items():
-        add(arm, metric="latency_ms", value=None, unit="ms", note=why, environment=before)
-    in_ort = min(
-        (arm for arm in ORT_ATTENTION if arm in timings), key=lambda arm: timings[arm].median_ms
-    )
+    none = {"metric": "latency_ms", "value": None, "unit": "ms"}
+    fields = [
+        *((arm, {"metric": "peak_bytes", "unit": "bytes", **used}) for arm, used in memory.items()),
+        *((arm, timing_fields(timing)) for arm, timing in timings.items()),
+        *((arm, {**none, "note": why}) for arm, why in refused.items()),
+        *_speedups(timings),
+    ]
+    return [_row(size, arm, before, **one) for arm, one in fields]
+
+
+def _refused(memory: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Returns, with the reason, the arms that did not fit and those that cannot all stay loaded.
+
+    Runtimes keep what an arm once took, so that together the arms need the sum of their peaks.
+    """
+    refused = {arm: used["note"] for arm, used in memory.items() if used["value"] is None}
+    peaks = {arm: used["value"] for arm, used in memory.items() if arm not in refused}
+    free = _free_bytes()
+    for arm in sorted(peaks, key=peaks.__getitem__, reverse=True):
+        if sum(peaks.values()) > _SHARE_OF_FREE * free:
+            refused[arm] = f"not timed: takes {peaks.pop(arm) / 1e9:.1f} GB, too much beside others"
+    return refused
+
+
+def _free_bytes() -> int:
+    """Returns the memory that Linux could give without swapping, elsewhere half of all of it."""
+    if Path("/proc/meminfo").is_file():
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _row(size: Size, arm: str, before: Mapping[str, str], **fields: Any) -> Row:
+    parameters = {"part": size.part, "tokens": size.tokens, **fields.pop("parameters", {})}
+    return Row(SUITE, size.group, arm, parameters=parameters, environment=before, **fields)
+
+
+def _speedups(timings: Mapping[str, Timing]) -> list[tuple[str, dict[str, Any]]]:
+    """Returns, by arm, the fields of PADRe's speedup over each runtime's fastest attention.
+
+    And over the unfused one, where it fits: what the paper may have meant by standard.
+    """
+    in_ort = [timings[arm] for arm in ORT_ATTENTION if arm in timings]
+    fastest = min(in_ort, key=lambda timing: timing.median_ms)
+    baselines = {"onnxruntime": fastest, "torch": timings[TORCH_FUSED]}
+    if TORCH_UNFUSED in timings:
+        baselines["unfused"] = timings[TORCH_UNFUSED]
+    found = []
     for arm in PADRE:
-        for kind, baseline in (("onnxruntime", in_ort), ("torch", TORCH_FUSED)):
-            gain = ratio(timings[baseline], timings[arm])
-            over = {"against": kind, "baseline": baseline}
-            add(arm, **ratio_fields(gain), parameters=over, environment=before)
-    return rows
+        for kind, baseline in baselines.items():
+            gain = ratio_fields(ratio(baseline, timings[arm]))
+            over = {"against": kind, "baseline": baseline.name}
+            found.append((arm, {**gain, "parameters": over}))
+    return found
 
 
 def _build(size: Size) -> tuple[dict[str, Any], dict[str, Any], dict[str, Mapping[str, Any]]]:
@@ -263,147 +288,11 @@ def once(arm: str, part: str, grid: int, model: Path | None, idle: bool) -> None
         sys.exit(_DOES_NOT_FIT)
 
 
-def show(results: Results) -> None:
-    """Prints the tables of the rows that there are."""
-    block = [*GRIDS, *CROSSING_GRIDS, *(FULL_GRIDS if results.budget == "full" else ())]
-    for title, part, grids in (
-        ("One block, ms: median (first to third quartile)", "block", GRIDS),
-        ("One block between, ms", "block", CROSSING_GRIDS),
-        ("The whole net, ms", "net", NET_GRIDS),
-        ("One block, more sizes (--full), ms", "block", FULL_GRIDS),
-    ):
-        print(f"\n### {title}\n\n{_arm_table(results, 'latency_ms', part, grids)}")
-    for title, part, grids in (
-        ("one block", "block", sorted(block)),
-        ("the whole net", "net", NET_GRIDS),
-    ):
-        print(f"\n### Speedup of PADRe, {title}: ratio (95 % interval); below 1 PADRe loses\n")
-        print(_speedup_table(results, part, grids))
-    print("\n### Peak memory of one run, MB over the same process with the model loaded\n")
-    print(_arm_table(results, "peak_bytes", "block", GRIDS))
-    print("\n### Slope against N from 1,024 to 16,384 tokens: p in N^p\n")
-    print(_slope_table(results))
-    print("\n### Crossover: the number of tokens above which PADRe is the faster one\n")
-    for line in _crossover_lines(results, sorted(block)):
-        print(f"- {line}")
-    print(f"\n### Beside the paper\n\n{_paper_table(results)}")
+def tables(results: Results) -> str:
+    """Returns the tables of the rows that there are."""
+    from benchmarks import padre_tables
 
-
-def _arm_table(results: Results, metric: str, part: str, grids: tuple[int, ...]) -> str:
-    lines = []
-    for arm in ARMS:
-        rows = [_one(results.find(metric, arm, part=part, tokens=grid**2)) for grid in grids]
-        lines.append([_label(arm), *(_cell_of(row) for row in rows)])
-    return markdown(["arm", *(f"N = {grid**2:,}" for grid in grids)], lines)
-
-
-def _label(arm: str) -> str:
-    return arm if arm.startswith("torch") else f"onnxruntime, {arm}"
-
-
-def _one(rows: list[Row]) -> Row | None:
-    return rows[-1] if rows else None
-
-
-def _cell_of(row: Row | None) -> str:
-    if row is not None and row.metric == "peak_bytes" and row.value is not None:
-        return f"{row.value / 1e6:,.1f}"
-    return cell(row)
-
-
-def _speedup_table(results: Results, part: str, grids: Any) -> str:
-    lines = []
-    for grid in grids:
-        for kind in ("onnxruntime", "torch"):
-            found = [
-                _one(results.find("speedup", arm, part=part, tokens=grid**2, against=kind))
-                for arm in PADRE
-            ]
-            baseline = found[0].parameters["baseline"] if found[0] else kind
-            name = baseline if baseline.startswith("torch") else f"onnxruntime, {baseline}"
-            lines.append([f"{grid**2:,}", name, *(cell(row, "x") for row in found)])
-    return markdown(["N", "against the strongest in its runtime", *PADRE], lines)
-
-
-def _slope_table(results: Results) -> str:
-    lines = []
-    for arm in ARMS:
-        cells = []
-        for metric in ("latency_ms", "peak_bytes"):
-            rows = [
-                _one(results.find(metric, arm, part="block", tokens=grid**2))
-                for grid in SLOPE_GRIDS
-            ]
-            points = [(row.parameters["tokens"], row.value) for row in rows if row and row.value]
-            cells.append(_slope(points))
-        lines.append([_label(arm), *cells])
-    return markdown(["arm", "time", "peak memory"], lines)
-
-
-def _slope(points: list[tuple[int, float]]) -> str:
-    if len(points) < 2:
-        return NOT_RUN
-    slope = f"{log_log_slope(*zip(*points)):.2f}"
-    return slope if len(points) == len(SLOPE_GRIDS) else f"{slope} (up to {points[-1][0]:,})"
-
-
-def _crossover_lines(results: Results, grids: list[int]) -> list[str]:
-    lines = []
-    for arm in PADRE:
-        for kind in ("onnxruntime", "torch", "either"):
-            points = [point for grid in grids if (point := _gain(results, arm, grid, kind))]
-            what = f"{arm} against the strongest attention of {kind}"
-            lines.append(f"{what.replace('of either', 'of both')}: {_crossover(points)}")
-    return lines
-
-
-def _gain(results: Results, arm: str, grid: int, kind: str) -> tuple[int, float] | None:
-    """Returns (tokens, speedup) over the runtime's attention, over the faster for `either`."""
-    found = [
-        row.value
-        for row in results.find("speedup", arm, part="block", tokens=grid**2)
-        if kind in ("either", row.parameters["against"]) and row.value is not None
-    ]
-    return (grid**2, min(found)) if found else None
-
-
-def _crossover(points: list[tuple[int, float]]) -> str:
-    """Returns where log(speedup) over log(N) crosses 0 for the last time, between two sizes."""
-    if not points:
-        return NOT_RUN
-    last = None
-    for (n0, g0), (n1, g1) in pairwise(points):
-        if g0 < 1 <= g1:
-            share = np.log(g0) / (np.log(g0) - np.log(g1))
-            last = f"{n0 * (n1 / n0) ** share:,.0f} tokens (measured at {n0:,} and {n1:,})"
-    if last is None:
-        where = "faster at every size" if points[0][1] >= 1 else "slower at every size"
-        return f"none; PADRe is {where} from {points[0][0]:,} to {points[-1][0]:,} tokens"
-    return last
-
-
-def _paper_table(results: Results) -> str:
-    lines = [
-        [
-            "the paper: 11x to 43x",
-            "its own PADRe against standard self-attention, token counts not listed",
-            "server GPU and mobile NPU (device), as published",
-        ]
-    ]
-    for arm in PADRE:
-        rows = [
-            row
-            for kind in ("onnxruntime", "torch")
-            for row in results.find("speedup", arm, part="block", against=kind)
-        ]
-        gains = {
-            tokens: min(row.value for row in rows if row.parameters["tokens"] == tokens)
-            for tokens in sorted({row.parameters["tokens"] for row in rows})
-        }
-        said = ", ".join(f"{number(gain)}x at {tokens:,}" for tokens, gain in gains.items())
-        where = f"host, CPU, onnxruntime fp32, {THREADS} threads"
-        lines.append([f"here, {arm}: {said or NOT_RUN}", "strongest fused attention here", where])
-    return markdown(["speedup", "of what, over what", "provenance"], lines)
+    return padre_tables.tables(results)
 
 
 def main() -> None:

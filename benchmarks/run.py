@@ -1,21 +1,26 @@
 """Runs a suite and prints its tables: `python -m benchmarks.run padre|cifar_vit|cli`.
 
 Results are JSON lines, by default in benchmarks/results/SUITE.jsonl. What is finished there is
-not run again; `--fresh` starts the file anew, `--table` only prints.
+not run again; `--fresh` starts the file anew, `--table` only prints, `--readme` also replaces the
+tables in benchmarks/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
-from benchmarks.tables import DEFAULT, FULL, Results, environment_line
+import edgeport
+from benchmarks.tables import DEFAULT, FULL, NOT_RUN, Results, environment_line
 from edgeport.errors import EdgeportError
 
 SUITES = ("padre", "cifar_vit", "cli")
 RESULTS = Path(__file__).parent / "results"
+BUSY = 0.5  # of load average: below it, no other process takes a large part of one core
+README = Path(__file__).with_name("README.md")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="more sizes, more samples")
     parser.add_argument("--fresh", action="store_true", help="drop the results that are there")
     parser.add_argument("--table", action="store_true", help="run nothing, print the tables")
+    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/SUITE.jsonl")
     given = parser.parse_args(arguments)
     suite = importlib.import_module(f"benchmarks.{given.suite}")
@@ -32,16 +38,50 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         results = Results(path, FULL if given.full else DEFAULT, given.fresh and not given.table)
         if not given.table:
+            _warn_of_load()
             suite.run(results, given.full)
     except EdgeportError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"# {given.suite}, {results.budget}")
-    for line in sorted({environment_line(row.environment) for row in results.rows}):
-        if line:
-            print(line)
-    suite.show(results)
+    text = f"{_conditions(results)}\n\n{suite.tables(results)}"
+    print(text)
+    if given.readme:
+        _write_readme(given.suite, text)
     return 0
+
+
+def _warn_of_load() -> None:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > BUSY:
+        said = f"warning: load average {load:.1f}: what else runs disturbs every timing"
+        print(said, file=sys.stderr)
+
+
+def _conditions(results: Results) -> str:
+    """Returns the budget, and a line for what never changed and for the load of each group."""
+    groups = {row.group: row.environment for row in results.rows}
+    same = dict.fromkeys(
+        environment_line({k: v for k, v in one.items() if k not in ("load_average", "utc")})
+        for one in groups.values()
+    )
+    loads = [
+        f"{group}: {one.get('load_average', '?')} at {one.get('utc', '?')}"
+        for group, one in groups.items()
+    ]
+    return "\n".join(
+        [
+            f"Budget {results.budget}, {edgeport.__version__}. {' / '.join(same) or NOT_RUN}.",
+            f"Load average before each run: {'; '.join(loads) or NOT_RUN}.",
+        ]
+    )
+
+
+def _write_readme(suite: str, text: str) -> None:
+    """Replaces the suite's tables in README.md, between its two marks."""
+    before, begin, rest = README.read_text(encoding="utf-8").partition(f"<!-- {suite} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {suite} -->\n")
+    assert begin and end, f"{README} has lost its marks for {suite}"
+    README.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def run_module(module: nn.Module, feeds: Sequence[Mapping[str, NDArray[Any]]]) -
             shapes = ", ".join(f"{name}{list(array.shape)}" for name, array in feed.items())
             raise InputError(f"the model fails on {shapes}: {_first_line(error)}") from error
         leaves = [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        references.append(check_outputs(tuple(leaf.numpy() for leaf in leaves)))
+        references.append(check_outputs(tuple(_array(leaf) for leaf in leaves)))
     return references
 
 
@@ -54,6 +54,12 @@ def check_outputs(outputs: Outputs) -> Outputs:
     """Returns the reference outputs; raises InputError where there is nothing to compare with."""
     if not outputs:
         raise InputError("the model returns no tensor; return a tensor, or a tuple or dict of them")
+    for output in outputs:
+        if output.dtype.kind not in "biuf" or output.size == 0:
+            raise InputError(
+                f"the model returns {output.dtype}{list(output.shape)}, which cannot be compared;"
+                " return tensors of real numbers that are not empty"
+            )
     if not all(np.isfinite(output).all() for output in outputs):
         raise InputError("the model's output holds NaN or infinity; check weights and inputs")
     return outputs
@@ -62,7 +68,16 @@ def check_outputs(outputs: Outputs) -> Outputs:
 def _tensors(feed: Mapping[str, NDArray[Any]]) -> tuple[torch.Tensor, ...]:
     import torch
 
-    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in feed.values())
+    # Copies: a module may write to its input, and the same feed is used again and saved.
+    return tuple(torch.from_numpy(np.array(array, order="C")) for array in feed.values())
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    """Returns a copy: a module may return a buffer that it writes to in the next call."""
+    try:
+        return np.array(tensor.detach().numpy())
+    except TypeError as error:  # a type that numpy has not
+        raise InputError(f"the model returns {tensor.dtype}; return float32 or float16") from error
 
 
 def capture_module(module: nn.Module, feed: Mapping[str, NDArray[Any]]) -> ir.Model:
@@ -128,6 +143,8 @@ def load_onnx(path: Path) -> ir.Model:
         model = ir.from_proto(onnx.load(path))
     except Exception as error:  # protobuf, onnx and onnx_ir share no error class
         raise InputError(f"{path} is not a readable ONNX model: {_first_line(error)}") from error
+    for value in [value for value in model.graph.inputs if value.is_initializer()]:
+        model.graph.inputs.remove(value)  # a weight: old files list them among the inputs
     if not len(model.graph):
         raise InputError(f"{path} is not a readable ONNX model: its graph has no node")
     for value in model.graph.inputs:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import FACTORY, command, command_environment
-
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
+from support import FACTORY, Command, command, command_environment
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgeport
 from edgeport.runtimes.worker import Limits
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 ROOT = Path(edgeport.__file__).parents[1]
 INPUT = "image:float32[1,3,16,16]"
@@ -29,9 +32,12 @@ def build():
 LIMITS = Limits(seconds=240, memory_bytes=8 << 30)
 
 needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("onnxruntime_qnn") is None, reason="needs onnxruntime-qnn"
+    importlib.util.find_spec("onnxruntime_qnn") is None,
+    reason="needs qnn: pip install onnxruntime-qnn",
 )
-needs_pillow = pytest.mark.skipif(importlib.util.find_spec("PIL") is None, reason="needs pillow")
+needs_pillow = pytest.mark.skipif(
+    importlib.util.find_spec("PIL") is None, reason="needs pillow: pip install pillow"
+)
 
 
 def model(

@@ -63,7 +63,7 @@ def outputs_of(result: dict) -> list[str]:
         (lambda m, x: (x * 2, None), ["output"]),
         (lambda m, x: x * m.weight, ["output"]),
         (lambda m, x: (x * 2).sum(), ["output"]),
-        (lambda m, x: (x > 0), ["output"]),
+        (lambda m, x: x > 0, ["output"]),
         (lambda m, x: x.argmax(1), ["output"]),
     ],
 )

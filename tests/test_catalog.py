@@ -62,7 +62,7 @@ def test_parse_spec(text: str, expected: TensorSpec) -> None:
     ],
 )
 def test_malformed_specs(text: str, words: str) -> None:
-    with pytest.raises(InputError, match="input|element") as caught:
+    with pytest.raises(InputError, match=r"input|element") as caught:
         parse_spec(text)
     assert words in one_line(caught)
 

@@ -201,11 +201,15 @@ def test_reciprocal_in_float16_without_stated_types() -> None:
 
 
 def test_reciprocal_of_unknown_type_is_refused_in_a_sentence() -> None:
-    """Inside a function no type is stated; the graph stays as it was."""
-    result = reciprocal_to_div(load(function_model()))
-    assert result.count == 0
+    """Behind an operator that onnx does not know, nothing says which 1 to write."""
+    strange = helper.make_node("Frobnicate", ["b"], ["f"], domain="my.company", name="strange")
+    nodes = [strange, node("Reciprocal", "f", "r"), node("Add", "a r", "y")]
+    shapes = {"a": [2, 3], "b": [2, 3]}
+    opsets = [helper.make_opsetid("my.company", 1)]
+    proto = model(nodes, shapes, {"y": [2, 3]}, opset_imports=opsets)
+    result = reciprocal_to_div(load(proto))
+    assert (result.count, operators(result.model)) == (0, ["Frobnicate", "Reciprocal", "Add"])
     assert result.refused == ("n_r: the type of its input is not known",)
-    assert [n.op_type for f in result.model.functions.values() for n in f] == ["Reciprocal", "Add"]
 
 
 def subgraph_model() -> onnx.ModelProto:

@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from edgeport.errors import EdgeportError, StageFailed
 from edgeport.quantize.config import IntegerType, QuantConfig
 
 Feed = Mapping[str, NDArray[Any]]
@@ -36,7 +37,8 @@ class _Reader:
 def quantize_file(source: Path, target: Path, config: QuantConfig, feeds: Iterator[Feed]) -> int:
     """Writes the quantized model to `target`; returns how many feeds calibrated it.
 
-    Ranges are the minimum and maximum over all feeds, gathered one feed at a time.
+    Ranges are the minimum and maximum over all feeds, gathered one feed at a time. Raises
+    StageFailed with onnxruntime's first line where it cannot quantize the graph.
     """
     from onnxruntime.quantization import quantize
     from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
@@ -55,6 +57,11 @@ def quantize_file(source: Path, target: Path, config: QuantConfig, feeds: Iterat
             init_overrides=_overrides(model, config),
         )
         quantize(source, target, options)
+    except EdgeportError:  # of the feeds
+        raise
+    except Exception as error:  # onnxruntime's quantizer raises whatever it meets
+        line = next(iter(str(error).splitlines()), "")
+        raise StageFailed("quantize", f"{type(error).__name__}: {line}") from error
     finally:
         logging.root.setLevel(level)
     return reader.count

@@ -6,6 +6,7 @@ process: they can abort, hang, or take all memory. The functions named `_..._her
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeport.errors import StageFailed
+from edgeport.runtimes.qnn_validator import native_stderr, read_reasons
 from edgeport.runtimes.samples import Sample, load_samples, named_outputs, save_samples
 from edgeport.runtimes.worker import Limits, run_in_child
 from edgeport.types import Device, NodeReport, Precision
@@ -93,13 +95,16 @@ def _provider_options(device: Device) -> dict[str, str]:
     }
 
 
-def _session_here(model: str, provider: Mapping[str, str], entries: Mapping[str, str]) -> Any:
+def _session_here(
+    model: str, provider: Mapping[str, str], entries: Mapping[str, str], *, verbose: bool = False
+) -> Any:
     import onnxruntime as ort
     import onnxruntime_qnn
 
-    ort.register_execution_provider_library(_PROVIDER, onnxruntime_qnn.get_library_path())
+    if not any(device.ep_name == _PROVIDER for device in ort.get_ep_devices()):  # once a process
+        ort.register_execution_provider_library(_PROVIDER, onnxruntime_qnn.get_library_path())
     options = ort.SessionOptions()
-    options.log_severity_level = 2
+    options.log_severity_level = 0 if verbose else 2
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     devices = [device for device in ort.get_ep_devices() if device.ep_name == _PROVIDER]
@@ -110,8 +115,6 @@ def _session_here(model: str, provider: Mapping[str, str], entries: Mapping[str,
 
 def _compile_here(model: str, directory: str, provider: dict[str, str]) -> dict[str, Any]:
     wrapper = Path(directory, WRAPPER)
-    for stale in (wrapper, Path(directory, BINARY)):  # an existing context is an error
-        stale.unlink(missing_ok=True)
     record = {"session.record_ep_graph_assignment_info": "1"}
     entries = {
         "session.disable_cpu_ep_fallback": "1",
@@ -122,10 +125,13 @@ def _compile_here(model: str, directory: str, provider: dict[str, str]) -> dict[
     try:
         session = _session_here(model, provider, {**record, **entries})
     except Exception as error:  # onnxruntime's binding raises a class per status code
+        if "MEM_ALLOC" in str(error):
+            raise MemoryError(str(error)) from error
         if "fallback to CPU EP has been explicitly disabled" not in str(error):
             raise StageFailed("lower", _translate(str(error))) from error
-        # Once more with the fallback allowed, only to learn which nodes would use it.
-        nodes = _placement(_session_here(model, provider, record))
+        for part in Path(directory).glob(f"{wrapper.stem}*"):  # of what did land on the NPU
+            part.unlink()
+        nodes = _explained_placement(model, Path(directory), provider, record)
         raise StageFailed("lower", _fallback_sentence(nodes)) from error
     return {"nodes": _placement(session), "qairt_version": _adopt_binary(wrapper)}
 
@@ -142,24 +148,46 @@ def _placement(session: Any) -> list[dict[str, str]]:
     return reports
 
 
+def _explained_placement(
+    model: str, directory: Path, provider: dict[str, str], record: dict[str, str]
+) -> list[dict[str, str]]:
+    """Returns the placement with the validator's reasons; also writes it to placement.json.
+
+    Compiles once more, with the fallback allowed, only to learn which nodes would use it.
+    """
+    log = directory / "validator.log"
+    with native_stderr(log):
+        session = _session_here(model, provider, record, verbose=True)
+    reasons = read_reasons(log.read_text(encoding="utf-8", errors="replace"))
+    nodes = [{**node, "reason": reasons.get(node["node"], "")} for node in _placement(session)]
+    (directory / "placement.json").write_text(json.dumps(nodes, indent=2), encoding="utf-8")
+    return nodes
+
+
 def _fallback_sentence(nodes: list[dict[str, str]]) -> str:
-    on_cpu = [node for node in nodes if node["unit"] == "cpu"]
-    operators = ", ".join(
-        f"{count} {operator}"
-        for operator, count in Counter(node["op"] for node in on_cpu).most_common(5)
-    )
+    fallen = [node for node in nodes if node["unit"] == "cpu"]
+    # A refused operator takes its QuantizeLinear and DequantizeLinear with it.
+    on_cpu = [node for node in fallen if node["op"] not in _CONVERTERS] or fallen
+    counts = Counter((node["op"], node["reason"]) for node in on_cpu)
+    causes = [
+        f"{count} {operator}{f': {reason}' if reason else ''}"
+        for (operator, reason), count in counts.most_common(3)
+    ]
+    more = f"; and {len(counts) - 3} more causes" if len(counts) > 3 else ""
     return (
-        f"{len(on_cpu)} of {len(nodes)} ops would run on the CPU ({operators}; first:"
-        f" {on_cpu[0]['node']}), which is forbidden; rewrite them, or export for --target-runtime"
-        " onnx"
+        f"{len(on_cpu)} of {len(nodes)} ops would run on the CPU, which is forbidden"
+        f" ({'; '.join(causes)}{more}; each node: placement.json); rewrite them, or export for"
+        " --target-runtime onnx"
     )
 
 
 def _translate(message: str) -> str:
-    line = next(iter(message.splitlines()), "")
-    if "NHWC format" in message:
-        return f"this chip cannot compute the graph in this precision; try w8a8 or w8a16 ({line})"
-    return line
+    if "NHWC format" in message:  # a convolution was laid out for the NPU, which then refused it
+        return (
+            "the compiler refused a convolution: this chip does not compute it in this precision,"
+            " or the compiler was short of memory (--memory); try w8a8 or w8a16"
+        )
+    return next(iter(message.splitlines()), "")
 
 
 def _adopt_binary(wrapper: Path) -> str:

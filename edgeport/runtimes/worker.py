@@ -32,7 +32,8 @@ from edgeport.errors import EdgeportError, RuntimeCrashed
 _GRACE_SECONDS = 10.0
 _NEAR_LIMIT = 0.9
 _OUT_OF_MEMORY = re.compile(
-    r"bad_alloc|MemoryError|cannot allocate memory|failed to allocate memory|out of memory",
+    r"bad_alloc|MemoryError|cannot allocate memory|failed to allocate memory|out of memory"
+    r"|memory allocation (still )?failed",
     re.IGNORECASE,
 )
 

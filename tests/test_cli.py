@@ -1,0 +1,571 @@
+"""The command: bad input gets one line and leaves nothing; --json is one document; kill -9."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from support import (
+    FACTORY,
+    INPUT,
+    Command,
+    command,
+    command_environment,
+    conv_net,
+    einsum_net,
+    needs_compiler,
+    needs_pillow,
+    save,
+)
+
+from edgeport.cli import main
+from edgeport.devices import all_devices
+
+OUT = ("-o", "out")
+S24 = ("--device", "s24")
+TINY = ("export", "tiny.py:build", "--input", INPUT)
+ON_HOST = (*S24, "--target-runtime", "onnx")
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if "__pycache__" not in p.parts}
+
+
+def check_refusal(code: int, out: str, err: str, words: str, expected: int = 2) -> None:
+    assert code == expected, err
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1 and err.endswith("\n")
+    assert "Traceback" not in err
+    assert "internal error" not in err
+    assert re.search(words, err), err
+
+
+PLAN_ERRORS = {
+    "recipe": (("export", "padrre", *S24, *OUT), "Did you mean 'padre'"),
+    "device": (("export", "padre", "--device", "s42", *OUT), "Did you mean 's2"),
+    "chipset": (("export", "padre", "--chipset", "sm8651", *OUT), "Did you mean 'sm8650'"),
+    "no device": (("export", "padre", *OUT), "--device NAME or --chipset NAME"),
+    "both": (("export", "padre", *S24, "--chipset", "sm8650", *OUT), "--device NAME or"),
+    "precision": (
+        ("export", "padre", *S24, "--precision", "w8a17", *OUT),
+        "Did you mean 'w8a1?[68]'.*qnn_context_binary: float, w8a8, w8a16",
+    ),
+    "variant": (("export", "padre", *S24, "--variant", "padre4", *OUT), "Did you mean 'padre[23]'"),
+    "runtime": (
+        ("export", "padre", *S24, "--target-runtime", "qnn_contxt_binary", *OUT),
+        "Did you mean 'qnn_context_binary'",
+    ),
+    "runtime of the device": (
+        ("export", "padre", "--device", "pixel-6", "--target-runtime", "qnn_context_binary", *OUT),
+        "Pixel 6 takes no qnn_context_binary; .* onnx: float",
+    ),
+    "fp16": (("export", "padre", "--device", "rb3-gen2", *OUT), "no 16-bit float.*w8a8, w8a16"),
+    "option": (("export", "padre", *S24, "--gridd", "14", *OUT), "--grid"),
+    "option's type": (("export", "padre", *S24, "--grid", "x", *OUT), "'x' is not a valid int"),
+    "option's choice": (("export", "padre", *S24, "--part", "nett", *OUT), "'net', 'block'"),
+    "flag": (("export", "padre", *S24, "--precison", "float", *OUT), "--precision"),
+    "no output": (("export", "padre", *S24), "output-dir"),
+    "no source": (("export", *S24, *OUT), "SOURCE"),
+    "command": (("exprot", "padre"), "export|No such command"),
+    "list": (("list", "recipe"), "recipes"),
+    "no file": (("export", "no.onnx", *S24, *OUT), "no.onnx: no such file"),
+    "no factory file": (("export", "no.py:f", "--input", INPUT, *S24, *OUT), "no such file"),
+    "no --input": (("export", "tiny.py:build", *S24, *OUT), "add --input"),
+    "no colon": (("export", "tiny.py", "--input", INPUT, *S24, *OUT), "after the colon"),
+    "spec": (("export", "tiny.py:build", "--input", "x[1]", *S24, *OUT), "write it as"),
+    "spec's type": (("export", "tiny.py:build", "--input", "x:f32[1]", *S24, *OUT), "float32"),
+    "input of a recipe": (("export", "padre", "--input", INPUT, *S24, *OUT), "takes no --input"),
+    "weights": ((*TINY, "--weights", "no.pth", *S24, *OUT), "no.pth: no such file"),
+    "calib-samples": (("export", "padre", *S24, "--calib-samples", "0", *OUT), "at least 1"),
+    "parity-samples": (("export", "padre", *S24, "--parity-samples", "-3", *OUT), "at least 1"),
+    "seed": (("export", "padre", *S24, "--seed", "-1", *OUT), "seeds are 0 or more"),
+    "seed too large": (("export", "padre", *S24, "--seed", str(1 << 70), *OUT), "--seed"),
+    "timeout": (("export", "padre", *S24, "--timeout", "0", *OUT), "--timeout"),
+    "timeout nan": (("export", "padre", *S24, "--timeout", "nan", *OUT), "--timeout"),
+    "memory": (("export", "padre", *S24, "--memory", "nan", *OUT), "--memory"),
+    "memory infinite": (("export", "padre", *S24, "--memory", "inf", *OUT), "--memory"),
+    "output is a file": (("export", "padre", *S24, "-o", "tiny.py"), "not a directory"),
+    "output is not ours": (("export", "padre", *S24, "-o", "theirs"), "not written by edgeport"),
+    "output is here": (("export", "padre", *S24, "-o", "."), "current directory"),
+    "output in a file": (("export", "padre", *S24, "-o", "tiny.py/x"), "directory"),
+    "no calibration data": (
+        (*TINY, *S24, "--precision", "w8a8", "--calib-data", "nowhere", *OUT),
+        "nowhere: no such file or folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PLAN_ERRORS)
+def test_bad_requests(case: str, tmp_path: Path, factory: Path, run_cli: Command) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").write_text("important")
+    before = tree(tmp_path)
+    arguments, words = PLAN_ERRORS[case]
+    done = run_cli(*arguments)
+    check_refusal(done.returncode, done.stdout, done.stderr, words)
+    assert tree(tmp_path) == before
+
+
+def test_verbose_shows_the_traceback(tmp_path: Path, run_cli: Command) -> None:
+    done = run_cli("export", "padrre", *S24, *OUT, "-v")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: unknown recipe")
+
+
+def run_here(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Runs the command in this process, which has imported torch already."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    return (int(left.value.code or 0), *capfd.readouterr())
+
+
+def write_sources(folder: Path) -> None:
+    """Writes files that are bad each in its own way."""
+    factory = {
+        "raises": "def build(): raise RuntimeError('no\\nthing')",
+        "leaves": "def build():\n    import sys\n    sys.exit(0)",
+        "gives": "def build(): return 'a net'",
+        "syntax": "def build(:",
+        "nan": FACTORY + "    net[0].weight.data[0] = float('nan')\n    return net\n",
+        "float": FACTORY.replace("return", "net =") + "    return net.double()\n",
+    }
+    factory["nan"] = factory["nan"].replace("return nn.Seq", "net = nn.Seq")
+    for name, body in factory.items():
+        (folder / f"{name}.py").write_text(body)
+    content = conv_net().SerializeToString()
+    (folder / "cut.onnx").write_bytes(content[: len(content) // 2])
+    (folder / "text.onnx").write_text("no model")
+    (folder / "empty.onnx").write_bytes(b"")
+    dynamic = conv_net()
+    dynamic.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    save(dynamic, folder / "dynamic.onnx")
+    lost = folder / "lost.onnx"
+    onnx.save(conv_net(), lost, save_as_external_data=True, location="lost.bin", size_threshold=0)
+    (folder / "lost.bin").unlink()
+    for name, domain in (("unknown", ""), ("custom", "my.company")):
+        strange = conv_net()
+        strange.graph.node[1].op_type, strange.graph.node[1].domain = "Frobnicate", domain
+        if domain:
+            strange.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+        save(strange, folder / f"{name}.onnx")
+    state = {"0.weight": torch.zeros(8, 3, 3, 3), "0.bias": torch.zeros(9)}
+    torch.save(state, folder / "short.pth")
+    torch.save({**state, "2.weight": torch.zeros(4, 8, 1, 1), "2.bias": torch.zeros(4)}, "odd.pth")
+    (folder / "garbage.pth").write_text("no weights")
+    np.savez(folder / "nan.npz", image=np.full((4, 3, 16, 16), np.nan))
+    np.savez(folder / "shape.npz", image=np.zeros((4, 3, 15, 16)))
+    np.savez(folder / "other.npz", picture=np.zeros((4, 3, 16, 16)))
+    np.savez(folder / "one.npz", image=np.zeros((1, 3, 16, 16)))
+    (folder / "cut.npz").write_bytes((folder / "one.npz").read_bytes()[:500])
+    for name in ("broken", "text"):
+        (folder / name).mkdir()
+    (folder / "broken" / "a.png").write_text("no image")
+    (folder / "text" / "a.txt").write_text("no data")
+
+
+BUILD_ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
+    **{
+        name: (("export", f"{name}.py:build", "--input", INPUT), words)
+        for name, words in {
+            "raises": "RuntimeError: no",
+            "leaves": "SystemExit",
+            "gives": "gave a str, not a torch.nn.Module",
+            "syntax": "SyntaxError",
+            "nan": "NaN or infinity",
+            "float": "the model fails on image",
+        }.items()
+    },
+    "no such factory": (("export", "tiny.py:built", "--input", INPUT), "Did you mean 'build'"),
+    "wrong rank": (("export", "tiny.py:build", "--input", "x:float32[3,16]"), "fails on x"),
+    "wrong channels": (("export", "tiny.py:build", "--input", "x:float32[1,4,16,16]"), "fails on"),
+    "wrong type": (("export", "tiny.py:build", "--input", "x:int64[1,3,16,16]"), "fails on"),
+    "impossible option": (("export", "padre", "--dim", "33", "--heads", "2"), "heads"),
+    "cut.onnx": (("export", "cut.onnx"), "not a readable ONNX model"),
+    "text.onnx": (("export", "text.onnx"), "not a readable ONNX model"),
+    "empty.onnx": (("export", "empty.onnx"), "not a readable ONNX model"),
+    "dynamic.onnx": (("export", "dynamic.onnx"), "open shape.*batch"),
+    "lost.onnx": (("export", "lost.onnx"), "lost.bin"),
+    "short weights": ((*TINY, "--weights", "short.pth"), "lack 2.weight, 2.bias"),
+    "odd weights": ((*TINY, "--weights", "odd.pth"), r"0.bias is \(9,\)"),
+    "garbage weights": ((*TINY, "--weights", "garbage.pth"), "cannot be read"),
+    **{
+        f"calibration {data}": ((*TINY, "--precision", "w8a8", "--calib-data", data), words)
+        for data, words in {
+            "nan.npz": "NaN",
+            "shape.npz": "the model takes",
+            "other.npz": "has no array 'image'",
+            "one.npz": "leaves no sample",
+            "cut.npz": "not a readable array",
+            "text": "holds no image",
+            "tiny.py": "not a readable array",
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("case", [*BUILD_ERRORS, pytest.param("image", marks=needs_pillow)])
+def test_bad_sources(
+    case: str,
+    tmp_path: Path,
+    factory: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = (*TINY, "--precision", "w8a8", "--calib-data", "broken")
+    arguments, words = {**BUILD_ERRORS, "image": (image, "a.png is not a readable image")}[case]
+    monkeypatch.chdir(tmp_path)
+    write_sources(tmp_path)
+    before = tree(tmp_path)
+    code, out, err = run_here(capfd, *arguments, *ON_HOST, *OUT, "--json")
+    check_refusal(code, out, err, words)
+    assert tree(tmp_path) == before  # no output, no .failed, no staging
+
+
+@pytest.mark.parametrize(("source", "words"), [("unknown.onnx", "Frobn"), ("custom.onnx", "Frobn")])
+def test_operators_that_nobody_knows(
+    source: str,
+    words: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sources(tmp_path)
+    code, out, err = run_here(capfd, "export", source, *ON_HOST, *OUT)
+    check_refusal(code, out, err, words, expected=3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_factory_in_a_real_process(tmp_path: Path, run_cli: Command) -> None:
+    write_sources_cwd = tmp_path / "raises.py"
+    write_sources_cwd.write_text("print('hello')\ndef build(): raise RuntimeError('no')")
+    done = run_cli("export", "raises.py:build", "--input", INPUT, *ON_HOST, *OUT)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "hello\nerror: raises.py:build raised RuntimeError: no\n"
+    assert tree(tmp_path) == {"raises.py"}
+
+
+@needs_compiler
+def test_an_operator_that_the_npu_has_not(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(einsum_net(), tmp_path / "einsum.onnx")
+    code, out, err = run_here(capfd, "export", "einsum.onnx", *S24, *OUT)
+    check_refusal(code, out, err, r"1 of 3 ops would run on the CPU \(1 Einsum", expected=3)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.failed" / "optimized.onnx").is_file()
+    assert json.loads((tmp_path / "out.failed" / "failure.json").read_text())["stage"] == "lower"
+    code, *_ = run_here(capfd, "export", "einsum.onnx", *ON_HOST, *OUT)
+    assert code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["einsum.onnx", "out"]
+
+
+# The output
+
+
+def manifest_of(folder: Path) -> dict:
+    """Returns the manifest after checking that every file is the one it names, and none is more."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    found = {path.name for path in folder.iterdir()} - {"manifest.json"}
+    assert found == set(manifest["files"])
+    for name, entry in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        assert len(content) == entry["bytes"]
+        assert hashlib.sha256(content).hexdigest() == entry["sha256"]
+    return manifest
+
+
+def test_json_is_one_document_whatever_the_model_prints(tmp_path: Path, run_cli: Command) -> None:
+    loud = FACTORY.replace("def build", "print('import')\n\n\ndef build").replace(
+        "    return", "    print('call')\n    return"
+    )
+    (tmp_path / "tiny.py").write_text(loud)
+    done = run_cli(*TINY, *ON_HOST, *OUT, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == manifest_of(tmp_path / "out")
+    assert done.stderr.splitlines()[:2] == ["import", "call"]
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_dry_run_writes_nothing(
+    tmp_path: Path, factory: Path, run_cli: Command, as_json: bool
+) -> None:
+    before = tree(tmp_path)
+    cache = tmp_path.with_name("unused-cache")
+    extra = ("--json",) if as_json else ()
+    done = run_cli(*TINY, *S24, *OUT, "--dry-run", *extra, EDGEPORT_CACHE_DIR=str(cache))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert tree(tmp_path) == before
+    assert not cache.exists()
+    if as_json:
+        assert json.loads(done.stdout)["device"]["name"] == "Samsung Galaxy S24"
+    else:
+        assert "nothing was run" in done.stdout
+
+
+def test_lists(run_cli: Command) -> None:
+    devices = json.loads(run_cli("list", "devices", "--json").stdout)
+    assert [row["name"] for row in devices] == [device.name for device in all_devices()]
+    table = run_cli("list", "devices").stdout
+    assert "Samsung Galaxy S24" in table
+    assert table.splitlines()[0].split()[0] == "name"
+    (recipe,) = (
+        row
+        for row in json.loads(run_cli("list", "recipes", "--json").stdout)
+        if row["name"] == "padre"
+    )
+    assert recipe["variants"] == ["attention", "padre2", "padre3"]
+    assert "qnn_context_binary" in run_cli("list", "runtimes").stdout
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("list", "devices", "--json"),
+        cwd=tmp_path,
+        env=command_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize("words", [("--help",), ("export", "--help"), ("--version",)])
+def test_help(run_cli: Command, words: tuple[str, ...]) -> None:
+    done = run_cli(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_help_shows_the_options_of_a_recipe(run_cli: Command) -> None:
+    assert "--grid" in run_cli("export", "padre", "--help").stdout
+    assert "--grid" not in run_cli("export", "--help").stdout
+
+
+def test_an_output_directory_may_have_the_name_of_a_recipe(
+    tmp_path: Path, factory: Path, run_cli: Command
+) -> None:
+    done = run_cli(*TINY, *ON_HOST, "-o", "padre", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_spaces_between_runtimes(tmp_path: Path, factory: Path, run_cli: Command) -> None:
+    done = run_cli(*TINY, *S24, "--target-runtime", "onnx, qnn_context_binary", *OUT, "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# No space, and kill -9
+
+
+def limit_file_size(limit: int):
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+@pytest.mark.xdist_group("kill")
+def test_no_space(tmp_path: Path, warm: tuple[Path, dict[str, str]]) -> None:
+    """With a warm cache the limit meets the output's writes; with a cold one, those of a stage."""
+    folder, environment = warm
+    cold = {**environment, "EDGEPORT_CACHE_DIR": str(tmp_path / "cold")}
+    for where, limit in ((environment, 0), (environment, 2000), (cold, 2000)):
+        done = subprocess.run(
+            command(*TINY, *ON_HOST, "-o", tmp_path / "out"),
+            cwd=folder,
+            env=where,
+            capture_output=True,
+            text=True,
+            preexec_fn=limit_file_size(limit),
+        )
+        words = "a file grew past the size limit while writing"
+        check_refusal(done.returncode, done.stdout, done.stderr, words, expected=3)
+        assert {path.name for path in tmp_path.iterdir()} <= {"cold", "out.failed"}
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A cache that holds the exports of two seeds; and the environment that names it."""
+    folder = tmp_path_factory.mktemp("warm")
+    (folder / "tiny.py").write_text(FACTORY)
+    environment = command_environment(EDGEPORT_CACHE_DIR=str(folder / "cache"))
+    for seed in ("0", "1"):
+        subprocess.run(
+            command(*TINY, *ON_HOST, "-o", "out", "--seed", seed),
+            cwd=folder,
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+    return folder, environment
+
+
+@pytest.mark.xdist_group("kill")
+def test_kill_at_any_moment_leaves_the_old_export_or_the_new(
+    warm: tuple[Path, dict[str, str]],
+) -> None:
+    folder, environment = warm
+    seeds_seen = set()
+    rng = random.Random(7)
+    started = time.perf_counter()
+    subprocess.run(command(*TINY, *ON_HOST, *OUT), cwd=folder, env=environment, check=True)
+    whole = time.perf_counter() - started
+    for attempt in range(24):
+        before = manifest_of(folder / "out")["options"]["seed"]
+        seed = 1 - before
+        process = subprocess.Popen(
+            command(*TINY, *ON_HOST, *OUT, "--seed", seed),
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(whole * (0.4 + 0.7 * rng.random()))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        after = manifest_of(folder / "out")["options"]["seed"]
+        seeds_seen.add((attempt, after != before))
+        assert after in (before, seed)
+    assert {changed for _, changed in seeds_seen} == {True, False}  # both sides of the swap
+    subprocess.run(command(*TINY, *ON_HOST, *OUT), cwd=folder, env=environment, check=True)
+    assert {path.name for path in folder.iterdir()} == {"cache", "out", "tiny.py"}
+
+
+def descendants(pid: int) -> set[int]:
+    """Returns the process ids below `pid`, from /proc."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(text.rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    while more := {p for p, parent in parents.items() if parent in found | {pid}} - found:
+        found |= more
+    return found
+
+
+@pytest.mark.xdist_group("kill")
+def test_kill_in_a_stage_keeps_the_old_export_and_ends_the_child(
+    warm: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    """With a cold cache; killed while a vendor tool runs in its child process."""
+    folder, environment = warm
+    before = (folder / "out" / "manifest.json").read_bytes()
+    environment = {**environment, "EDGEPORT_CACHE_DIR": str(tmp_path / "cold")}
+    process = subprocess.Popen(
+        command(*TINY, *ON_HOST, *OUT, "--seed", "5"),
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (below := descendants(process.pid)) and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before any child was seen"
+        time.sleep(0.01)
+    time.sleep(0.3)  # the watcher forks the worker
+    below |= descendants(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (folder / "out" / "manifest.json").read_bytes() == before
+    manifest_of(folder / "out")
+    while (alive := {pid for pid in below if _runs(pid)}) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive
+    done = subprocess.run(
+        command(*TINY, *ON_HOST, *OUT, "--seed", "5"), cwd=folder, env=environment
+    )
+    assert done.returncode == 0
+    assert manifest_of(folder / "out")["options"]["seed"] == 5
+    assert {path.name for path in folder.iterdir()} == {"cache", "out", "tiny.py"}
+    assert not list((tmp_path / "cold").glob(".building*"))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.xdist_group("kill")
+def test_interrupt_is_told_and_keeps_the_old_export(
+    warm: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    folder, environment = warm
+    before = (folder / "out" / "manifest.json").read_bytes()
+    process = subprocess.Popen(
+        command(*TINY, *ON_HOST, *OUT, "--seed", "6"),
+        cwd=folder,
+        env={**environment, "EDGEPORT_CACHE_DIR": str(tmp_path / "cold")},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(folder.glob(".out.staging*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "error: interrupted")
+    assert "Traceback" not in err
+    assert (folder / "out" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.xdist_group("kill")
+def test_two_exports_at_once_into_one_cache_and_one_directory(
+    tmp_path: Path, factory: Path
+) -> None:
+    environment = command_environment(EDGEPORT_CACHE_DIR=str(tmp_path / "cache"))
+    processes = [
+        subprocess.Popen(
+            command(*TINY, *ON_HOST, *OUT, "--seed", seed),
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in (0, 0, 1)
+    ]
+    ends = [(process.communicate(timeout=120), process.returncode) for process in processes]
+    assert [code for _, code in ends] == [0, 0, 0], ends
+    assert manifest_of(tmp_path / "out")["options"]["seed"] in (0, 1)
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {
+        "cache",
+        "out",
+        "tiny.py",
+    }
+    assert not list((tmp_path / "cache").glob(".building*"))
+
+
+def test_the_cache_can_be_read_only_or_lost(
+    tmp_path: Path, factory: Path, run_cli: Command
+) -> None:
+    """chmod proves nothing as root; a file in the place of the cache does."""
+    (tmp_path / "file").write_text("")
+    done = run_cli(*TINY, *ON_HOST, *OUT, EDGEPORT_CACHE_DIR=str(tmp_path / "file" / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "warning: the cache" in done.stdout
+    assert manifest_of(tmp_path / "out")["warnings"]
+    assert os.listdir(tmp_path / "out")

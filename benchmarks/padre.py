@@ -105,7 +105,7 @@ def _run_size(size: Size) -> list[Row]:
             calls[arm] = _module_call(modules[arm], feeds[arm])
     _check_answers(size, calls, modules, feeds)
     timings = interleave(
-        calls, rounds=200, seconds=size.seconds, warmup_seconds=max(3.0, size.seconds / 6)
+        calls, rounds=200, seconds=size.seconds, warmup_seconds=max(3, size.seconds // 6)
     )
     none = {"metric": "latency_ms", "value": None, "unit": "ms"}
     fields = [

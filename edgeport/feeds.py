@@ -172,11 +172,9 @@ def _read_arrays(file: Path, specs: Sequence[TensorSpec]) -> Iterator[Feed]:
 def _load_arrays(file: Path, only: str) -> dict[str, Any]:
     """Returns the arrays of an .npz by name, or that of an .npy under the name `only`."""
     try:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {only: loaded}
-        with loaded:
-            return dict(loaded)
+        with file.open("rb") as stream:  # numpy leaves it open where the zip is damaged
+            loaded = np.load(stream, allow_pickle=False)
+            return {only: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except Exception as error:  # numpy's, zipfile's and zlib's own classes
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{file} is not a readable array file: {line}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -285,9 +286,16 @@ class Flow:
 
     def _build_tracked(self) -> Mapping[str, str]:
         self.progress("build")
+        source = self.plan.source
         with SourceTracker() as used:
-            self._module = catalog.build_module(self.plan.source, self.plan.seed)
-        return used.files
+            self._module = catalog.build_module(source, self.plan.seed)
+        unseen: set[Path] = set()
+        if "safetensors" in sys.modules and source.path is not None:
+            # Opened by native code, which the tracker does not see: all that lie where the
+            # factory would look count as read.
+            for folder in (source.path.parent, Path.cwd()):
+                unseen.update(folder.glob("*.safetensors"))
+        return {**used.files, **{str(file): file_sha256(file) for file in sorted(unseen)}}
 
     @cached_property
     def _data_digests(self) -> dict[str, str]:

@@ -45,7 +45,7 @@ def export(
     source: str,
     *,
     output_dir: Path | str,
-    cache_dir: Path | None = None,
+    cache_dir: Path | str | None = None,
     progress: Callable[[str], None] = lambda step: None,
     **options: Unpack[Options],
 ) -> Export:
@@ -58,7 +58,10 @@ def export(
     far are in `<output_dir>.failed`.
     """
     plan = make_plan(source, output_dir=output_dir, **options)
-    with Cache(cache_dir or default_root()) as cache, staged_directory(plan.output_dir) as staging:
+    with (
+        Cache(Path(cache_dir) if cache_dir else default_root()) as cache,
+        staged_directory(plan.output_dir) as staging,
+    ):
         flow = Flow(plan, cache, staging, progress)
         captured = flow.capture()
         optimized = flow.passes(captured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +101,14 @@ def make_plan(
     for flag, value in (("--calib-samples", calib_samples), ("--parity-samples", parity_samples)):
         if value < 1:
             raise InputError(f"{flag} {value}: at least 1 is needed")
-    if seed < 0:
-        raise InputError(f"--seed {seed}: seeds are 0 or more")
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"--seed {seed}: seeds are 0 or more, and below 2^32")
+    for flag, amount in (("--timeout", timeout_s), ("--memory", memory_gib)):
+        if not 0 < amount < math.inf:
+            raise InputError(f"{flag} {amount}: give a number above 0")
+    data = Path(calib_data) if calib_data is not None else None
+    if data is not None and not data.exists():
+        raise InputError(f"calibration data {data}: no such file or folder")
     plan = Plan(
         source=catalog.find_source(
             source,
@@ -117,7 +124,7 @@ def make_plan(
         seed=seed,
         calibration_samples=calib_samples,
         parity_samples=parity_samples,
-        calibration_data=Path(calib_data) if calib_data is not None else None,
+        calibration_data=data,
         limits=Limits(timeout_s, int(memory_gib * 2**30)),
     )
     check_target(plan.output_dir)

@@ -91,6 +91,8 @@ def _write_failure(error: BaseException, staging: Path, target: Path) -> StageFa
         code = error.errno
         if isinstance(error.filename, str) and not error.filename.startswith(str(staging)):
             where = error.filename
+    elif isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+        code, where = errno.ENOSPC, "temporary files"  # tempfile tried each and could not write
     elif isinstance(error, Exception) and not _is_told(error):
         # Libraries in C++ and child processes have their own words for a full disk, or none.
         with suppress(OSError):

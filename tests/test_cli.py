@@ -268,7 +268,7 @@ def test_an_operator_that_the_npu_has_not(
     monkeypatch.chdir(tmp_path)
     save(einsum_net(), tmp_path / "einsum.onnx")
     code, out, err = run_here(capfd, "export", "einsum.onnx", *S24, *OUT)
-    check_refusal(code, out, err, r"1 of 3 ops would run on the CPU \(1 Einsum", expected=3)
+    check_refusal(code, out, err, r"1 of 3 ops would run on the CPU.*1 Einsum", expected=3)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.failed" / "optimized.onnx").is_file()
     assert json.loads((tmp_path / "out.failed" / "failure.json").read_text())["stage"] == "lower"

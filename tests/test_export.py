@@ -253,12 +253,7 @@ def test_what_rebuilds_a_factory(tmp_path: Path) -> None:
     [
         "numpy",
         "torch",
-        pytest.param(
-            "safetensors",
-            marks=pytest.mark.xfail(
-                strict=True, reason="its Rust code opens the file where Python's audit sees nothing"
-            ),
-        ),
+        "safetensors",
     ],
 )
 def test_weights_that_a_factory_reads_itself(tmp_path: Path, kind: str) -> None:
@@ -277,7 +272,8 @@ def test_weights_that_a_factory_reads_itself(tmp_path: Path, kind: str) -> None:
 
     body = FACTORY.replace("    return", "    net =").replace(
         "from torch",
-        "import numpy, safetensors.torch, torch\nfrom pathlib import Path\nHERE = Path(__file__).parent\nfrom torch",
+        "import numpy, pathlib, safetensors.torch, torch\n"
+        "HERE = pathlib.Path(__file__).parent\nfrom torch",
     )
     (tmp_path / "net.py").write_text(
         f"{body}    net[0].bias.data = {readers[kind]}\n    return net\n"

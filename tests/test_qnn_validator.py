@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-from edgeport.runtimes.qnn_validator import native_stderr, read_reasons
+from edgeport.runtimes.qnn_validator import read_reasons
 
 LOG = """
 2026 [V:onnxruntime:, x.cc:1 LogNodeSupport] Validation PASSED for 1 nodes in OrtNodeUnit (Conv) :
@@ -32,10 +29,3 @@ def test_each_refused_node_gets_its_reason() -> None:
     assert "rank" in reasons["my add"]
     assert reasons["dft"] == "onnxruntime's QNN provider has no such operator"
     assert reasons["mod"] == "refused without a reason"
-
-
-def test_native_stderr_reaches_the_file_and_comes_back(tmp_path: Path) -> None:
-    with native_stderr(tmp_path / "log"):
-        os.write(2, b"from C\n")
-    assert (tmp_path / "log").read_text() == "from C\n"
-    os.write(2, b"")  # the descriptor is open again

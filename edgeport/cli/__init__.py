@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from typing import NoReturn
@@ -45,9 +44,10 @@ def _run(arguments: list[str], verbose: bool) -> int:
         return _fail(f"{error}{notes}", error.exit_code, verbose)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 130, False)
-    except BrokenPipeError:  # `edgeport list | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:  # click's end of `edgeport list | head`: the reader has what it wanted
         return 0
+    except MemoryError:
+        return _fail("out of memory: smaller inputs or fewer --parity-samples", 3, verbose)
     except Exception as error:  # our own bug: still one line, and how to see more
         kind = type(error).__name__
         return _fail(

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from edgeport.descriptors import redirected
 from edgeport.types import PRECISIONS, Option
 
 
@@ -21,7 +22,14 @@ class _ExportCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         from edgeport.catalog import all_recipes
 
-        named = next((arg for arg in args if arg in all_recipes()), None)
+        takes_value = {
+            name
+            for option in self.params
+            if isinstance(option, click.Option) and not option.is_flag
+            for name in option.opts
+        }
+        words = [arg for arg, before in zip(args, ["", *args]) if before not in takes_value]
+        named = next((word for word in words if word in all_recipes()), None)
         recipe = all_recipes()[named] if named else None
         ctx.meta["recipe_options"] = recipe.options if recipe else ()
         return super().parse_args(ctx, args)
@@ -105,7 +113,9 @@ def export(
         **flags,
         "source": source,
         "options": recipe_options,
-        "target_runtimes": target_runtime.split(",") if target_runtime else (),
+        "target_runtimes": [name.strip() for name in target_runtime.split(",")]
+        if target_runtime
+        else (),
         "timeout_s": timeout,
         "memory_gib": memory,
     }
@@ -142,7 +152,8 @@ def _run(request: Mapping[str, Any], as_json: bool, verbose: bool) -> None:
     from edgeport import pipeline, report
 
     started = time.monotonic()
-    with _progress() as progress:
+    # stdout is for the result alone, whatever a model's code or a library prints.
+    with _progress() as progress, redirected(1, 2):
         result = pipeline.export(**request, progress=progress)
     seconds = time.monotonic() - started
     if as_json:

@@ -37,8 +37,13 @@ def parse_device(text: str, where: str) -> Device:
     _check_keys(facts, _FACTS, set(), f"{where} [facts]")
     for name, fact in facts.items():
         _check_keys(fact, {"value", "source"}, {"value", "source"}, f"{where} [facts.{name}]")
+        _check_source(fact, f"{where} [facts.{name}]")
     runtimes = table["runtimes"]
     _check_keys(runtimes, {"values", "source"}, {"values", "source"}, f"{where} [runtimes]")
+    _check_source(runtimes, f"{where} [runtimes]")
+    for key in ("aliases", "chipset_aliases"):
+        if not isinstance(table[key], list):
+            raise InputError(f"{where}: {key} is no list")
     return Device(
         name=table["name"],
         aliases=tuple(table["aliases"]),
@@ -56,6 +61,11 @@ def _check_keys(table: Any, known: set[str], required: set[str], where: str) -> 
         raise InputError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
     if missing := sorted(required - set(table)):
         raise InputError(f"{where}: missing key {missing[0]!r}")
+
+
+def _check_source(fact: Any, where: str) -> None:
+    if not isinstance(fact["source"], str) or not fact["source"].strip():
+        raise InputError(f"{where}: the source is empty")
 
 
 @cache

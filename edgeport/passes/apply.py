@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeport.capture import save_model
 from edgeport.compare import sqnr_db
 from edgeport.errors import StageFailed
 from edgeport.passes import Pass
@@ -87,7 +90,9 @@ def _worst_db(before: Answers, after: Answers) -> float:
 
 
 def _run(model: ir.Model, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Answers:
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto)
-    session = Session(proto.SerializeToString())
-    return [session.run(feed) for feed in feeds]
+    with tempfile.TemporaryDirectory(prefix="edgeport-passes-") as folder:
+        path = Path(folder, "model.onnx")  # a file: a model over 2 GiB fits in no message
+        save_model(model, path)
+        onnx.checker.check_model(path)
+        session = Session(path)
+        return [session.run(feed) for feed in feeds]

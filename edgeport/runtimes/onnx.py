@@ -37,8 +37,12 @@ class Session:
             raise StageFailed("onnx", f"onnxruntime cannot load {name}: {line}") from error
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
-        """Returns the outputs in the graph's order."""
-        return tuple(np.asarray(output) for output in self._session.run(None, dict(feed)))
+        """Returns the outputs in the graph's order; raises StageFailed where a node fails."""
+        try:
+            return tuple(np.asarray(output) for output in self._session.run(None, dict(feed)))
+        except Exception as error:  # onnxruntime's binding raises a class per status code
+            line = str(error).splitlines()[0]
+            raise StageFailed("onnx", f"onnxruntime cannot run the graph: {line}") from error
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Returns the specs of the inputs."""

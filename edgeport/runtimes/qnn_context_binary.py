@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeport.descriptors import redirected
 from edgeport.errors import StageFailed
-from edgeport.runtimes.qnn_validator import native_stderr, read_reasons
+from edgeport.runtimes.qnn_validator import read_reasons
 from edgeport.runtimes.samples import Sample, load_samples, named_outputs, save_samples
 from edgeport.runtimes.worker import Limits, run_in_child
 from edgeport.types import Device, NodeReport, Precision
@@ -156,7 +157,7 @@ def _explained_placement(
     Compiles once more, with the fallback allowed, only to learn which nodes would use it.
     """
     log = directory / "validator.log"
-    with native_stderr(log):
+    with log.open("wb") as file, redirected(2, file.fileno()):
         session = _session_here(model, provider, record, verbose=True)
     reasons = read_reasons(log.read_text(encoding="utf-8", errors="replace"))
     nodes = [{**node, "reason": reasons.get(node["node"], "")} for node in _placement(session)]

@@ -9,11 +9,8 @@ Per node unit (an operator with its QuantizeLinear and DequantizeLinear) the log
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 _FAILED = re.compile(r"Validation FAILED for \d+ nodes? in ")
 _NODE = re.compile(r"^\s*Operator type: \S+ Node name: (?P<name>.*?) Node index: \d+")
@@ -56,16 +53,3 @@ def _translate(reason: str) -> str:
     if "are not supported by QNN EP" in reason:
         return "onnxruntime's QNN provider has no such operator"
     return f"{words} (code {code['code']})" if code and words else reason.strip().rstrip(".")
-
-
-@contextmanager
-def native_stderr(path: Path) -> Iterator[None]:
-    """Sends what native code writes to stderr into the file `path`."""
-    saved = os.dup(2)
-    with path.open("wb") as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

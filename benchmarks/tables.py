@@ -42,9 +42,10 @@ class Results:
 
     def __init__(self, path: Path, budget: str, fresh: bool = False) -> None:
         self.path, self.budget = path, budget
-        if fresh:
-            path.unlink(missing_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        # What is there is dropped with the first group that finishes, not before.
+        self._mode = "w" if fresh else "a"
+        kept = path.exists() and not fresh
+        lines = path.read_text(encoding="utf-8").splitlines() if kept else []
         read = [Row(**json.loads(line)) for line in lines if line.strip()]
         self.rows = [row for row in read if row.budget == budget]
 
@@ -55,8 +56,9 @@ class Results:
     def add(self, rows: Sequence[Row]) -> None:
         """Appends a finished group's rows to the file, in one write."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open(self._mode, encoding="utf-8") as file:
             file.write("".join(json.dumps(row.to_dict()) + "\n" for row in rows))
+        self._mode = "a"
         self.rows.extend(rows)
 
     def find(self, metric: str, arm: str | None = None, **parameters: Any) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Shared fixtures: a cache of our own, a small model, the command in a real process."""
+"""Shared fixtures: our own cache, a small model, a small disk, the command in a real process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import FACTORY, Command, command, command_environment
+
+# Their assertions too show the values that differ; it must precede the first import of them.
+pytest.register_assert_rewrite("support", "versions")
+
+from support import FACTORY, Command, command, command_environment  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,6 +46,31 @@ def run_cli(tmp_path: Path) -> Command:
         )
 
     return run
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where an output directory may be made; nothing is there yet."""
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Yields a mounted file system of 1 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    mounted = subprocess.run(["mount", *options], capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the passes, where they are not what is tested: onnxsim's child takes long."""
+    monkeypatch.setattr("edgeport.stages.EXACT", ())
 
 
 # A skip for something that EDGEPORT_REQUIRE names is a failure

@@ -1,14 +1,17 @@
-"""The command line, small ONNX graphs and a small factory that several tests share."""
+"""The command line, small ONNX graphs, a small factory and its export, for several tests."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -16,7 +19,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgeport
+from edgeport.runtimes.samples import load_samples
 from edgeport.runtimes.worker import Limits
+
+if TYPE_CHECKING:
+    from edgeport.pipeline import Export
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -28,6 +35,11 @@ FACTORY = """from torch import nn
 def build():
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
 """
+
+OUT = ("-o", "out")
+S24 = ("--device", "s24")
+TINY = ("export", "tiny.py:build", "--input", INPUT)
+ON_HOST = (*S24, "--target-runtime", "onnx")
 
 LIMITS = Limits(seconds=240, memory_bytes=8 << 30)
 
@@ -109,3 +121,47 @@ def command(*arguments: object) -> list[str]:
 def command_environment(**more: str) -> dict[str, str]:
     path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), **more}
+
+
+def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-c", code, *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if "__pycache__" not in p.parts}
+
+
+def check_refusal(code: int, out: str, err: str, words: str, expected: int = 2) -> None:
+    assert code == expected, err
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1 and err.endswith("\n")
+    assert "Traceback" not in err
+    assert "internal error" not in err
+    assert re.search(words, err), err
+
+
+def manifest_of(folder: Path) -> dict:
+    """Returns the manifest after checking that every file is the one it names, and none is more."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    found = {path.name for path in folder.iterdir()} - {"manifest.json"}
+    assert found == set(manifest["files"])
+    for name, entry in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        assert len(content) == entry["bytes"]
+        assert hashlib.sha256(content).hexdigest() == entry["sha256"]
+    return manifest
+
+
+def tiny(folder: Path, source: str = "net.py:build", **options: Any) -> Export:
+    """Exports for the host; returns what was made."""
+    request = {"device": "s24", "target_runtimes": ("onnx",), "inputs": (INPUT,), **options}
+    return edgeport.export(f"{folder}/{source}", output_dir=folder / "out", **request)
+
+
+def reference(folder: Path) -> np.ndarray:
+    (sample,) = load_samples(folder / "out" / "parity_outputs.npz")
+    return next(iter(sample.values()))

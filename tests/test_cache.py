@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
-import py_compile
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import run_python
 
 from edgeport.cache import Cache, Entry, default_root
-from edgeport.fingerprint import (
-    SourceTracker,
-    digest,
-    environment_digest,
-    file_sha256,
-    tree_sha256,
-    unchanged,
-)
+from edgeport.fingerprint import digest
 
 Build = Callable[[Path], Mapping[str, Any]]
 
@@ -51,26 +41,6 @@ EXPECTED = ("model", {"shape": [1, 3], "text": "model"})
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Yields a mounted file system of 1 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    mounted = subprocess.run(["mount", *options], capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", code, *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 # Entries
@@ -316,7 +286,7 @@ def test_a_killed_build_is_swept_and_a_living_one_spared(root: Path, tmp_path: P
     assert sorted(path.name for path in root.iterdir()) == ["lower"]
 
 
-# Digests
+# Where it is
 
 
 def test_default_root(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,82 +303,3 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch) -> None:
     for off in ("", "off"):
         monkeypatch.setenv("EDGEPORT_CACHE_DIR", off)
         assert default_root() is None
-
-
-def test_digest_is_of_the_value() -> None:
-    assert digest({"a": 1, "b": (2, 3)}) == digest({"b": [2, 3], "a": 1})
-    different = [digest(value) for value in ({"a": 1}, {"a": 1.0}, {"a": "1"}, {"a": True}, {})]
-    assert len(set(different)) == 5
-
-
-def test_tree_sha256_sees_names_and_bytes(tmp_path: Path) -> None:
-    def write(name: str, text: str) -> str:
-        (tmp_path / name).write_text(text)
-        return tree_sha256(tmp_path)
-
-    (tmp_path / "sub").mkdir()
-    seen = [write("a.py", ""), write("a.py", "x"), write("sub/b.toml", "x")]
-    (tmp_path / "a.py").rename(tmp_path / "c.py")
-    seen.append(tree_sha256(tmp_path))
-    assert len(set(seen)) == 4
-    assert write("notes.md", "x") == seen[-1]
-
-
-def test_environment_digest_sees_an_installed_distribution(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    before = environment_digest()
-    assert environment_digest() == before
-    (tmp_path / "onnx-1.0.dist-info").mkdir()
-    first = environment_digest()
-    (tmp_path / "onnx-1.0.dist-info").rename(tmp_path / "onnx-1.1.dist-info")
-    assert len({before, first, environment_digest()}) == 3
-
-
-# Which sources were used
-
-
-def test_tracker_sees_modules_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "user_factory.py").write_text("import user_layers\n")
-    (tmp_path / "user_layers.py").write_text("WIDTH = 192\n")
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "later.txt").write_text("")
-    py_compile.compile(str(tmp_path / "user_layers.py"))  # read too, and no source
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    with SourceTracker() as used:
-        importlib.import_module("user_factory")
-        json.loads(Path("config.json").read_text())
-        descriptor = os.open("made.txt", os.O_WRONLY | os.O_CREAT)
-        os.close(descriptor)
-        Path("made.txt").read_text()
-        importlib.import_module("wave")
-    Path("later.txt").read_text()
-    mine = {Path(name).name for name in used.files if name.startswith(str(tmp_path))}
-    assert mine == {"user_factory.py", "user_layers.py", "config.json"}
-    assert str(Path(__file__).resolve()) in used.files  # imported before, and local
-    outside = [name for name in used.files if "site-packages" in name or "wave.py" in name]
-    assert outside == []
-    assert not any("/edgeport/" in name for name in used.files)
-    assert unchanged(used.files)
-    (tmp_path / "user_layers.py").write_text("WIDTH = 384\n")
-    assert not unchanged(used.files)
-
-
-def test_tracker_doubts_what_was_overwritten(tmp_path: Path) -> None:
-    state = tmp_path / "counter"
-    state.write_text("1")
-    with SourceTracker() as used:
-        state.write_text(str(int(state.read_text()) + 1))
-    assert used.files[str(state)] == ""
-    assert not unchanged(used.files)
-
-
-def test_unchanged_sees_a_missing_file(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_text("x")
-    files = {str(path): file_sha256(path)}
-    assert unchanged(files)
-    path.unlink()
-    assert not unchanged(files)

@@ -1,4 +1,4 @@
-"""Export end to end: the files, the manifest, the cache, and the proof that it is not vacuous."""
+"""Export end to end: the files, the manifest, and the proof that it is not vacuous."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import hashlib
 import json
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from safetensors.torch import save_file
-from support import FACTORY, INPUT, Command, conv_net, gaussian, needs_compiler
+from support import FACTORY, INPUT, Command, conv_net, needs_compiler, reference, tiny
 
 import edgeport
-from edgeport import stages
 from edgeport.compare import sqnr_db
 from edgeport.pipeline import Export
 from edgeport.runtimes.onnx import Session
@@ -196,157 +193,7 @@ def test_zeroed_mixers_are_far_from_the_original() -> None:
         assert sqnr_db(net(image).numpy(), zeroed(image).numpy()) < 10
 
 
-# What is built again, and what is not. The passes are left out: they are not what is tested here,
-# and onnxsim's child would take most of the time.
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "EXACT", ())
-
-
-def tiny(folder: Path, source: str = "net.py:build", **options: Any) -> Export:
-    """Exports for the host; returns what was made."""
-    request = {"device": "s24", "target_runtimes": ("onnx",), "inputs": (INPUT,), **options}
-    return edgeport.export(f"{folder}/{source}", output_dir=folder / "out", **request)
-
-
-def reference(folder: Path) -> np.ndarray:
-    (sample,) = load_samples(folder / "out" / "parity_outputs.npz")
-    return next(iter(sample.values()))
-
-
-@pytest.mark.usefixtures("quick")
-def test_what_rebuilds_a_factory(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text("from layers import build\n")
-    (tmp_path / "layers.py").write_text(FACTORY + "\nSCALE = 3\n")
-    first = tiny(tmp_path)
-    before = reference(tmp_path)
-    assert first.cached_steps == 0
-
-    (tmp_path / "notes.txt").write_text("unrelated")
-    (tmp_path / "other.py").write_text("unrelated = 1")
-    again = tiny(tmp_path)
-    assert again.cached_steps == again.steps
-    assert again.manifest == first.manifest
-
-    layers = (tmp_path / "layers.py").read_text()
-    (tmp_path / "layers.py").write_text(layers.replace("nn.ReLU()", "nn.SiLU()"))
-    assert tiny(tmp_path).cached_steps == 0
-    assert not np.array_equal(reference(tmp_path), before)
-
-    (tmp_path / "layers.py").write_text(layers)  # as it was: the old entries are still good
-    assert tiny(tmp_path).cached_steps == first.steps
-    assert np.array_equal(reference(tmp_path), before)
-
-    (tmp_path / "layers.py").write_text(layers.replace("SCALE = 3", "SCALE = 4"))  # one byte
-    assert tiny(tmp_path).cached_steps == 0
-    assert np.array_equal(reference(tmp_path), before)
-
-    assert tiny(tmp_path, seed=1).cached_steps == 0
-    assert not np.array_equal(reference(tmp_path), before)
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "numpy",
-        "torch",
-        "safetensors",
-    ],
-)
-def test_weights_that_a_factory_reads_itself(tmp_path: Path, kind: str) -> None:
-    """The factory's own files belong to the key, whatever library opens them."""
-    readers = {
-        "numpy": "torch.from_numpy(numpy.load(HERE / 'w.npy'))",
-        "torch": "torch.load(HERE / 'w.pt')['w']",
-        "safetensors": "safetensors.torch.load_file(HERE / 'w.safetensors')['w']",
-    }
-
-    def write(value: float) -> None:
-        tensor = torch.full((8,), value)
-        np.save(tmp_path / "w.npy", tensor.numpy())
-        torch.save({"w": tensor}, tmp_path / "w.pt")
-        save_file({"w": tensor}, tmp_path / "w.safetensors")
-
-    body = FACTORY.replace("    return", "    net =").replace(
-        "from torch",
-        "import numpy, pathlib, safetensors.torch, torch\n"
-        "HERE = pathlib.Path(__file__).parent\nfrom torch",
-    )
-    (tmp_path / "net.py").write_text(
-        f"{body}    net[0].bias.data = {readers[kind]}\n    return net\n"
-    )
-    write(1.0)
-    tiny(tmp_path)
-    before = reference(tmp_path)
-    again = tiny(tmp_path)
-    assert again.cached_steps == again.steps
-    write(2.0)
-    assert tiny(tmp_path).cached_steps == 0
-    assert not np.array_equal(reference(tmp_path), before)
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_weights_given_by_the_user(tmp_path: Path, suffix: str) -> None:
-    (tmp_path / "net.py").write_text(FACTORY)
-    shapes = {"0.weight": (8, 3, 3, 3), "0.bias": (8,), "2.weight": (4, 8, 1, 1), "2.bias": (4,)}
-    path = tmp_path / f"weights{suffix}"
-
-    def write(seed: int) -> None:
-        torch.manual_seed(seed)
-        state = {name: torch.randn(shape) for name, shape in shapes.items()}
-        save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-
-    write(1)
-    first = tiny(tmp_path, weights=path)
-    one = reference(tmp_path)
-    assert first.manifest["source"]["weights"] == path.name
-    write(2)
-    assert tiny(tmp_path, weights=path).cached_steps == 0
-    two = reference(tmp_path)
-    assert not np.array_equal(one, two)
-    tiny(tmp_path)
-    assert not np.array_equal(reference(tmp_path), two)
-
-
-@pytest.mark.usefixtures("quick")
-def test_what_rebuilds_the_quantized_model(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(FACTORY)
-    data = tmp_path / "data.npz"
-    samples = gaussian([6, 3, 16, 16])
-    np.savez(data, image=samples)
-    common = {"precision": "w8a8", "calib_data": data}
-
-    def fresh(**options: Any) -> set[str]:
-        """Returns the stages that were built, and not found in the cache."""
-        built = []
-        request = {**common, **options}
-
-        def note(name: str, build: Any) -> Any:
-            def run(*arguments: Any, **keywords: Any) -> Any:
-                built.append(name)
-                return build(*arguments, **keywords)
-
-            return run
-
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("capture", "quantize"):
-                patch.setattr(stages, name, note(name, getattr(stages, name)))
-            result = tiny(tmp_path, **request)
-        assert result.manifest["calibrated_on"] <= 5
-        return set(built)
-
-    assert fresh() == {"capture", "quantize"}
-    assert fresh() == set()
-    assert fresh(precision="w8a16") == {"quantize"}
-    assert fresh(calib_samples=3) == {"quantize"}
-    samples[5, 0, 0, 0] += 0.5
-    np.savez(data, image=samples)
-    assert "quantize" in fresh()
-    assert fresh(device="s23") == set()  # nothing up to here depends on the device
+# Other sources and devices
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,0 +1,252 @@
+"""The command with bad input: one line that names the mistake, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from support import (
+    FACTORY,
+    INPUT,
+    ON_HOST,
+    OUT,
+    S24,
+    TINY,
+    Command,
+    check_refusal,
+    conv_net,
+    einsum_net,
+    needs_compiler,
+    needs_pillow,
+    save,
+    tree,
+)
+
+from edgeport.cli import main
+
+PLAN_ERRORS = {
+    "recipe": (("export", "padrre", *S24, *OUT), "Did you mean 'padre'"),
+    "device": (("export", "padre", "--device", "s42", *OUT), "Did you mean 's2"),
+    "chipset": (("export", "padre", "--chipset", "sm8651", *OUT), "Did you mean 'sm8650'"),
+    "no device": (("export", "padre", *OUT), "--device NAME or --chipset NAME"),
+    "both": (("export", "padre", *S24, "--chipset", "sm8650", *OUT), "--device NAME or"),
+    "precision": (
+        ("export", "padre", *S24, "--precision", "w8a17", *OUT),
+        "Did you mean 'w8a1?[68]'.*qnn_context_binary: float, w8a8, w8a16",
+    ),
+    "variant": (("export", "padre", *S24, "--variant", "padre4", *OUT), "Did you mean 'padre[23]'"),
+    "runtime": (
+        ("export", "padre", *S24, "--target-runtime", "qnn_contxt_binary", *OUT),
+        "Did you mean 'qnn_context_binary'",
+    ),
+    "runtime of the device": (
+        ("export", "padre", "--device", "pixel-6", "--target-runtime", "qnn_context_binary", *OUT),
+        "Pixel 6 takes no qnn_context_binary; .* onnx: float",
+    ),
+    "fp16": (("export", "padre", "--device", "rb3-gen2", *OUT), "no 16-bit float.*w8a8, w8a16"),
+    "option": (("export", "padre", *S24, "--gridd", "14", *OUT), "--grid"),
+    "option's type": (("export", "padre", *S24, "--grid", "x", *OUT), "'x' is not a valid int"),
+    "option's choice": (("export", "padre", *S24, "--part", "nett", *OUT), "'net', 'block'"),
+    "flag": (("export", "padre", *S24, "--precison", "float", *OUT), "--precision"),
+    "no output": (("export", "padre", *S24), "output-dir"),
+    "no source": (("export", *S24, *OUT), "SOURCE"),
+    "command": (("exprot", "padre"), "export|No such command"),
+    "list": (("list", "recipe"), "recipes"),
+    "no file": (("export", "no.onnx", *S24, *OUT), "no.onnx: no such file"),
+    "no factory file": (("export", "no.py:f", "--input", INPUT, *S24, *OUT), "no such file"),
+    "no --input": (("export", "tiny.py:build", *S24, *OUT), "add --input"),
+    "no colon": (("export", "tiny.py", "--input", INPUT, *S24, *OUT), "after the colon"),
+    "spec": (("export", "tiny.py:build", "--input", "x[1]", *S24, *OUT), "write it as"),
+    "spec's type": (("export", "tiny.py:build", "--input", "x:f32[1]", *S24, *OUT), "float32"),
+    "input of a recipe": (("export", "padre", "--input", INPUT, *S24, *OUT), "takes no --input"),
+    "weights": ((*TINY, "--weights", "no.pth", *S24, *OUT), "no.pth: no such file"),
+    "calib-samples": (("export", "padre", *S24, "--calib-samples", "0", *OUT), "at least 1"),
+    "parity-samples": (("export", "padre", *S24, "--parity-samples", "-3", *OUT), "at least 1"),
+    "seed": (("export", "padre", *S24, "--seed", "-1", *OUT), "seeds are 0 or more"),
+    "seed too large": (("export", "padre", *S24, "--seed", str(1 << 70), *OUT), "--seed"),
+    "timeout": (("export", "padre", *S24, "--timeout", "0", *OUT), "--timeout"),
+    "timeout nan": (("export", "padre", *S24, "--timeout", "nan", *OUT), "--timeout"),
+    "memory": (("export", "padre", *S24, "--memory", "nan", *OUT), "--memory"),
+    "memory infinite": (("export", "padre", *S24, "--memory", "inf", *OUT), "--memory"),
+    "output is a file": (("export", "padre", *S24, "-o", "tiny.py"), "not a directory"),
+    "output is not ours": (("export", "padre", *S24, "-o", "theirs"), "not written by edgeport"),
+    "output is here": (("export", "padre", *S24, "-o", "."), "current directory"),
+    "output in a file": (("export", "padre", *S24, "-o", "tiny.py/x"), "directory"),
+    "no calibration data": (
+        (*TINY, *S24, "--precision", "w8a8", "--calib-data", "nowhere", *OUT),
+        "nowhere: no such file or folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PLAN_ERRORS)
+def test_bad_requests(case: str, tmp_path: Path, factory: Path, run_cli: Command) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.tex").write_text("important")
+    before = tree(tmp_path)
+    arguments, words = PLAN_ERRORS[case]
+    done = run_cli(*arguments)
+    check_refusal(done.returncode, done.stdout, done.stderr, words)
+    assert tree(tmp_path) == before
+
+
+def test_verbose_shows_the_traceback(tmp_path: Path, run_cli: Command) -> None:
+    done = run_cli("export", "padrre", *S24, *OUT, "-v")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: unknown recipe")
+
+
+def run_here(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Runs the command in this process, which has imported torch already."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    return (int(left.value.code or 0), *capfd.readouterr())
+
+
+def write_sources(folder: Path) -> None:
+    """Writes files that are bad each in its own way."""
+    factory = {
+        "raises": "def build(): raise RuntimeError('no\\nthing')",
+        "leaves": "def build():\n    import sys\n    sys.exit(0)",
+        "gives": "def build(): return 'a net'",
+        "syntax": "def build(:",
+        "nan": FACTORY + "    net[0].weight.data[0] = float('nan')\n    return net\n",
+        "float": FACTORY.replace("return", "net =") + "    return net.double()\n",
+    }
+    factory["nan"] = factory["nan"].replace("return nn.Seq", "net = nn.Seq")
+    for name, body in factory.items():
+        (folder / f"{name}.py").write_text(body)
+    content = conv_net().SerializeToString()
+    (folder / "cut.onnx").write_bytes(content[: len(content) // 2])
+    (folder / "text.onnx").write_text("no model")
+    (folder / "empty.onnx").write_bytes(b"")
+    dynamic = conv_net()
+    dynamic.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    save(dynamic, folder / "dynamic.onnx")
+    lost = folder / "lost.onnx"
+    onnx.save(conv_net(), lost, save_as_external_data=True, location="lost.bin", size_threshold=0)
+    (folder / "lost.bin").unlink()
+    for name, domain in (("unknown", ""), ("custom", "my.company")):
+        strange = conv_net()
+        strange.graph.node[1].op_type, strange.graph.node[1].domain = "Frobnicate", domain
+        if domain:
+            strange.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+        save(strange, folder / f"{name}.onnx")
+    state = {"0.weight": torch.zeros(8, 3, 3, 3), "0.bias": torch.zeros(9)}
+    torch.save(state, folder / "short.pth")
+    torch.save({**state, "2.weight": torch.zeros(4, 8, 1, 1), "2.bias": torch.zeros(4)}, "odd.pth")
+    (folder / "garbage.pth").write_text("no weights")
+    np.savez(folder / "nan.npz", image=np.full((4, 3, 16, 16), np.nan))
+    np.savez(folder / "shape.npz", image=np.zeros((4, 3, 15, 16)))
+    np.savez(folder / "other.npz", picture=np.zeros((4, 3, 16, 16)))
+    np.savez(folder / "one.npz", image=np.zeros((1, 3, 16, 16)))
+    (folder / "cut.npz").write_bytes((folder / "one.npz").read_bytes()[:500])
+    for name in ("broken", "text"):
+        (folder / name).mkdir()
+    (folder / "broken" / "a.png").write_text("no image")
+    (folder / "text" / "a.txt").write_text("no data")
+
+
+BUILD_ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
+    **{
+        name: (("export", f"{name}.py:build", "--input", INPUT), words)
+        for name, words in {
+            "raises": "RuntimeError: no",
+            "leaves": "SystemExit",
+            "gives": "gave a str, not a torch.nn.Module",
+            "syntax": "SyntaxError",
+            "nan": "NaN or infinity",
+            "float": "the model fails on image",
+        }.items()
+    },
+    "no such factory": (("export", "tiny.py:built", "--input", INPUT), "Did you mean 'build'"),
+    "wrong rank": (("export", "tiny.py:build", "--input", "x:float32[3,16]"), "fails on x"),
+    "wrong channels": (("export", "tiny.py:build", "--input", "x:float32[1,4,16,16]"), "fails on"),
+    "wrong type": (("export", "tiny.py:build", "--input", "x:int64[1,3,16,16]"), "fails on"),
+    "impossible option": (("export", "padre", "--dim", "33", "--heads", "2"), "heads"),
+    "cut.onnx": (("export", "cut.onnx"), "not a readable ONNX model"),
+    "text.onnx": (("export", "text.onnx"), "not a readable ONNX model"),
+    "empty.onnx": (("export", "empty.onnx"), "not a readable ONNX model"),
+    "dynamic.onnx": (("export", "dynamic.onnx"), "open shape.*batch"),
+    "lost.onnx": (("export", "lost.onnx"), "lost.bin"),
+    "short weights": ((*TINY, "--weights", "short.pth"), "lack 2.weight, 2.bias"),
+    "odd weights": ((*TINY, "--weights", "odd.pth"), r"0.bias is \(9,\)"),
+    "garbage weights": ((*TINY, "--weights", "garbage.pth"), "cannot be read"),
+    **{
+        f"calibration {data}": ((*TINY, "--precision", "w8a8", "--calib-data", data), words)
+        for data, words in {
+            "nan.npz": "NaN",
+            "shape.npz": "the model takes",
+            "other.npz": "has no array 'image'",
+            "one.npz": "leaves no sample",
+            "cut.npz": "not a readable array",
+            "text": "holds no image",
+            "tiny.py": "not a readable array",
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("case", [*BUILD_ERRORS, pytest.param("image", marks=needs_pillow)])
+def test_bad_sources(
+    case: str,
+    tmp_path: Path,
+    factory: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = (*TINY, "--precision", "w8a8", "--calib-data", "broken")
+    arguments, words = {**BUILD_ERRORS, "image": (image, "a.png is not a readable image")}[case]
+    monkeypatch.chdir(tmp_path)
+    write_sources(tmp_path)
+    before = tree(tmp_path)
+    code, out, err = run_here(capfd, *arguments, *ON_HOST, *OUT, "--json")
+    check_refusal(code, out, err, words)
+    assert tree(tmp_path) == before  # no output, no .failed, no staging
+
+
+@pytest.mark.parametrize(("source", "words"), [("unknown.onnx", "Frobn"), ("custom.onnx", "Frobn")])
+def test_operators_that_nobody_knows(
+    source: str,
+    words: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sources(tmp_path)
+    code, out, err = run_here(capfd, "export", source, *ON_HOST, *OUT)
+    check_refusal(code, out, err, words, expected=3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_factory_in_a_real_process(tmp_path: Path, run_cli: Command) -> None:
+    write_sources_cwd = tmp_path / "raises.py"
+    write_sources_cwd.write_text("print('hello')\ndef build(): raise RuntimeError('no')")
+    done = run_cli("export", "raises.py:build", "--input", INPUT, *ON_HOST, *OUT)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "hello\nerror: raises.py:build raised RuntimeError: no\n"
+    assert tree(tmp_path) == {"raises.py"}
+
+
+@needs_compiler
+def test_an_operator_that_the_npu_has_not(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(einsum_net(), tmp_path / "einsum.onnx")
+    code, out, err = run_here(capfd, "export", "einsum.onnx", *S24, *OUT)
+    check_refusal(code, out, err, r"1 of 3 ops would run on the CPU.*1 Einsum", expected=3)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.failed" / "optimized.onnx").is_file()
+    assert json.loads((tmp_path / "out.failed" / "failure.json").read_text())["stage"] == "lower"
+    code, *_ = run_here(capfd, "export", "einsum.onnx", *ON_HOST, *OUT)
+    assert code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["einsum.onnx", "out"]

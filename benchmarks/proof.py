@@ -21,6 +21,7 @@ from edgeport.measure import environment
 from edgeport.runtimes.qnn_context_binary import run_emulated
 from edgeport.runtimes.samples import Sample, load_samples
 from edgeport.runtimes.worker import Limits
+from edgeport.stages import host_threads
 
 SUITE = "proof"
 DEVICE = "s24"
@@ -66,7 +67,7 @@ def _run_precision(precision: str, work: Path, samples: int) -> list[Row]:
         row = Row(SUITE, precision, arm, "sqnr_db", min(values), "dB", "emulated")
         parameters = {"precision": precision, "samples": samples}
         rows.append(replace(row, parameters=parameters, samples=tuple(values)))
-    return [replace(row, environment=environment(0)) for row in rows]
+    return [replace(row, environment=environment(host_threads())) for row in rows]
 
 
 def _sqnr_db(reference: Sample, actual: Sample) -> float:

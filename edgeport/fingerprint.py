@@ -48,13 +48,15 @@ def file_names(root: Path) -> list[str]:
 def environment_digest() -> str:
     """Returns a digest of the interpreter, the machine type and every installed distribution.
 
-    Distributions are read from the directory names on sys.path: nothing is imported.
+    Distributions are read from the directory names on sys.path: nothing is imported. edgeport's own
+    is left out: its source has a digest, and a checkout on sys.path may or may not show a name.
     """
     found: set[str] = set()
     for entry in dict.fromkeys(sys.path):
         with suppress(OSError):  # a zip file, or a directory that is not there
             names = os.listdir(entry or ".")
             found.update(name for name in names if name.endswith((".dist-info", ".egg-info")))
+    found = {name for name in found if not name.startswith(("edgeport-", "edgeport."))}
     return digest([sys.version, sys.platform, os.uname().machine, sorted(found)])
 
 

@@ -84,6 +84,7 @@ class Flow:
     def passes(self, captured: Step) -> Step:
         step = self._optimized(captured)
         self._keep(step, "optimized.onnx")
+        self.facts["passes"] = step.entry.result["passes"]
         return step
 
     def quantize(self, optimized: Step, captured: Step) -> Step:

@@ -41,7 +41,15 @@ from edgeport.runtimes import qnn_context_binary
 from edgeport.runtimes.onnx import Session
 from edgeport.runtimes.samples import Sample, load_samples, named_outputs, save_samples
 from edgeport.runtimes.worker import Limits
-from edgeport.types import Artifact, Device, Measurement, NodeReport, Precision, Provenance
+from edgeport.types import (
+    Artifact,
+    Device,
+    Measurement,
+    NodeReport,
+    Precision,
+    Provenance,
+    plain,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,7 +100,11 @@ def run_passes(directory: Path, captured: Path) -> dict[str, Any]:
         steps=tuple((name, count) for name, count, _ in applied.steps),
         notes=applied.notes,
     )
-    return {"artifact": artifact.to_dict(), "proof_db": [db for *_, db in applied.steps]}
+    proofs = [
+        {"pass": name, "count": count, "sqnr_db": plain(difference_db)}
+        for name, count, difference_db in applied.steps
+    ]
+    return {"artifact": artifact.to_dict(), "passes": proofs}
 
 
 def quantize(

@@ -100,6 +100,9 @@ def test_every_op_is_on_the_npu_and_every_stage_is_proven(padre: Export) -> None
         assert sqnr.artifact_sha256 == padre.artifact(stage).sha256
     counts = dict(padre.artifact("passes").steps)
     assert counts["reciprocal to Div"] >= 1
+    proofs = {one["pass"]: one for one in padre.manifest["passes"]}
+    assert {name: one["count"] for name, one in proofs.items()} == counts
+    assert proofs["reciprocal to Div"]["sqnr_db"] > 60
     operators = {node.op_type for node in onnx.load(padre.directory / "optimized.onnx").graph.node}
     assert not operators & {"Softmax", "MatMul", "Transpose", "Reciprocal"}
 

@@ -50,7 +50,10 @@ def test_environment_digest_sees_an_installed_distribution(
     (tmp_path / "onnx-1.0.dist-info").mkdir()
     first = environment_digest()
     (tmp_path / "onnx-1.0.dist-info").rename(tmp_path / "onnx-1.1.dist-info")
-    assert len({before, first, environment_digest()}) == 3
+    second = environment_digest()
+    assert len({before, first, second}) == 3
+    (tmp_path / "edgeport.egg-info").mkdir()  # beside a checkout, on sys.path or not
+    assert environment_digest() == second
 
 
 # Which sources were used

@@ -84,7 +84,8 @@ def capture_module(module: nn.Module, feed: Mapping[str, NDArray[Any]]) -> ir.Mo
     """Returns the module as ONNX IR at opset 21, through torch.export with static shapes.
 
     Inputs are named as in the feed; outputs as the module's attribute `output_names` says, else
-    "output" or "output_0", "output_1" ... Raises StageFailed with the exporter's first line.
+    "output" or "output_0", "output_1" ... Raises StageFailed with the exporter's first line, and
+    InputError when the module's outputs are constants.
     """
     import torch
 
@@ -101,6 +102,8 @@ def capture_module(module: nn.Module, feed: Mapping[str, NDArray[Any]]) -> ir.Mo
         except Exception as error:  # torch.export and its ONNX exporter share no error class
             raise StageFailed("capture", _first_line(error)) from error
     assert program is not None
+    if not len(program.model.graph):
+        raise InputError("the model computes nothing from its inputs; nothing is left to export")
     _name_outputs(program.model, tuple(getattr(module, "output_names", ())))
     return program.model
 

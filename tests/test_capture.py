@@ -143,6 +143,7 @@ def test_an_input_that_nothing_uses_stays_an_input_to_the_end(tmp_path: Path) ->
         (lambda m, x: x[:0], "empty"),
         (lambda m, x: x.to(torch.bfloat16), "bfloat16"),
         (lambda m, x: x.to(torch.complex64), "complex64"),
+        (lambda m, x: torch.ones(3), "computes nothing from its inputs"),
     ],
 )
 def test_modules_whose_answer_cannot_be_compared(tmp_path: Path, function, words: str) -> None:

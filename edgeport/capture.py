@@ -89,11 +89,15 @@ def capture_module(module: nn.Module, feed: Mapping[str, NDArray[Any]]) -> ir.Mo
     """
     import torch
 
+    from edgeport.attention import four_dimensional_attention
+
     arguments = _tensors(feed)
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         try:
+            with four_dimensional_attention():
+                exported = torch.export.export(module, arguments, strict=False)
             program = torch.onnx.export(
-                torch.export.export(module, arguments, strict=False),
+                exported,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(feed),
@@ -121,17 +125,22 @@ def _name_outputs(model: ir.Model, names: tuple[str, ...]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's progress off stdout and its remarks on torchvision off stderr."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Keeps the exporter's progress off stdout, and its remarks on torchvision off stderr.
+
+    The same holds for what its optimizer says of nodes that it cannot fold.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def load_onnx(path: Path) -> ir.Model:
@@ -140,6 +149,13 @@ def load_onnx(path: Path) -> ir.Model:
     Raises InputError for a file that is no model, has lost its external data, or has open
     dimensions.
     """
+    model = read_onnx(path)
+    check_static(model, path)
+    return model
+
+
+def read_onnx(path: Path) -> ir.Model:
+    """Returns the ONNX file as IR, whose inputs may have open axes; raises InputError."""
     import onnx
 
     try:
@@ -150,13 +166,29 @@ def load_onnx(path: Path) -> ir.Model:
         model.graph.inputs.remove(value)  # a weight: old files list them among the inputs
     if not len(model.graph):
         raise InputError(f"{path} is not a readable ONNX model: its graph has no node")
-    for value in model.graph.inputs:
-        if value.shape is None or not value.shape.is_static():
-            raise InputError(
-                f"{path}: input {value.name} has the open shape {value.shape}; an NPU compiles"
-                " static shapes: export the model with fixed sizes"
-            )
     return model
+
+
+def check_static(model: ir.Model, path: Path) -> None:
+    """Raises InputError for an input with open axes, with the --input that closes them."""
+    for value in model.graph.inputs:
+        if value.shape is None:
+            raise InputError(
+                f"{path}: input {value.name} has the open shape {value.shape}, not even a rank; add"
+                f" --input {value.name}:float32[...] with its sizes"
+            )
+        if not value.shape.is_static():
+            sizes = [
+                str(size) if isinstance(size, int) else size.value or f"axis{axis}"
+                for axis, size in enumerate(value.shape)
+            ]
+            names = [name for name in sizes if not name.isdigit()]
+            dtype = value.dtype.numpy() if value.dtype is not None else "float32"
+            raise InputError(
+                f"{path}: input {value.name} has the open shape [{','.join(sizes)}]; an NPU"
+                f" compiles static shapes: add --input {value.name}:{dtype}"
+                f"[{','.join(sizes)}] with numbers for {', '.join(names)}"
+            )
 
 
 def external_data_files(path: Path) -> list[Path]:

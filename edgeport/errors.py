@@ -16,6 +16,8 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+_LISTED = 50  # names; more make no line
+
 
 class EdgeportError(Exception):
     """Base of all errors that are told to the user in one line."""
@@ -42,7 +44,10 @@ class UnknownName(InputError):
         by_lower = {choice.lower(): choice for choice in (*choices, *aliases)}
         near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
         hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(choices)}.")
+        listed = f"Known: {', '.join(choices)}."
+        if len(choices) > _LISTED:
+            listed = f"{len(choices)} are known."
+        super().__init__(f"unknown {kind} {name!r}.{hint} {listed}")
 
 
 class OutputRefused(InputError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from safetensors.torch import save_file
 from support import FACTORY, INPUT
 from torch import nn
 
-from edgeport.catalog import Source, all_recipes, build_module, find_source, parse_spec
+from edgeport import catalog
+from edgeport.catalog import Source, all_recipes, find_source, parse_spec
 from edgeport.errors import InputError, UnknownName
+from edgeport.sources import build_module
 from edgeport.types import TensorSpec
 
 
@@ -89,6 +92,22 @@ def test_sources(tmp_path: Path) -> None:
         ({"text": "padre", "weights": Path(__file__)}, "takes no --weights"),
         ({"text": "padre", "weights": Path("nowhere.pth")}, "nowhere.pth: no such file"),
         ({"text": "nowhere.onnx"}, "nowhere.onnx: no such file"),
+        ({"text": "nowhere.pt2"}, "nowhere.pt2: no such file"),
+        ({"text": "nowhere.of.this:build", "inputs": [INPUT]}, "no module 'nowhere' can be"),
+        ({"text": "tim:resnet18", "inputs": [INPUT]}, "did you mean timm:resnet18?"),
+        ({"text": "email.message:Message"}, "add --input"),
+        ({"text": __file__.replace("test_catalog.py", "support.py")}, "after the colon"),
+        ({"text": str(Path(__file__).parent)}, "is no model; a source is a recipe"),
+        ({"text": "padre", "pretrained": True}, "takes no --pretrained"),
+        ({"text": f"{__file__}:build", "inputs": [INPUT], "pretrained": True}, "--pretrained"),
+        ({"text": "timm:resnet18", "pretrained": True, "offline": True}, "--offline forbids"),
+        ({"text": "timm:resnet 18"}, "write it as timm:NAME"),
+        ({"text": "timm:"}, "write it as timm:NAME"),
+        ({"text": "hf:"}, "write it as hf:TYPE"),
+        ({"text": "hf:,a=1"}, "write it as hf:TYPE"),
+        ({"text": "hf:bert,layers"}, "'layers' is no key=value"),
+        ({"text": "hf:some/where"}, "no such folder; one on the hub is downloaded"),
+        ({"text": f"hf:{Path(__file__).parent}"}, "no config.json"),
         ({"text": "nowhere.py:build", "inputs": [INPUT]}, "nowhere.py: no such file"),
         ({"text": f"{__file__}:build"}, "add --input"),
         ({"text": f"{__file__}:", "inputs": [INPUT]}, "after the colon"),
@@ -104,6 +123,66 @@ def test_refused_sources(arguments: dict, words: str) -> None:
     with pytest.raises(InputError) as caught:
         find_source(text, **arguments)
     assert words in one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "attribute", "options"),
+    [
+        ("timm:resnet18.a1_in1k", "timm", "resnet18.a1_in1k", {}),
+        ("hf:bert", "hf", "bert", {}),
+        (
+            "hf:segformer,depths=[1,1,1,1],dropout=0.5,act=gelu,tied=False,size=12",
+            "hf",
+            "segformer",
+            {"depths": [1, 1, 1, 1], "dropout": 0.5, "act": "gelu", "tied": False, "size": 12},
+        ),
+    ],
+)
+def test_library_models(text: str, kind: str, attribute: str, options: dict) -> None:
+    source = find_source(text)
+    assert (source.kind, source.attribute, dict(source.options)) == (kind, attribute, options)
+    assert json.loads(json.dumps(source.describe()))["options"] == options
+
+
+def test_a_missing_library_is_named_with_its_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(catalog.LIBRARIES, "timm", "a_library_that_nobody_has")
+    with pytest.raises(InputError, match=r'pip install "edgeport\[timm\]"'):
+        find_source("timm:resnet18")
+
+
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_text("")
+    with pytest.raises(InputError, match="holds weights, no model"):
+        find_source(str(tmp_path / "w.safetensors"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=f"write it as hf:{tmp_path}"):
+        find_source(str(tmp_path))
+    source = find_source(f"hf:{tmp_path}")
+    assert source.path == tmp_path.resolve()
+    with pytest.raises(InputError, match="takes no key=value"):
+        find_source(f"hf:{tmp_path},a=1")
+    with pytest.raises(InputError, match="takes no --pretrained"):
+        find_source(f"hf:{tmp_path}", pretrained=True)
+
+
+def test_a_module_of_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine" / "nets").mkdir(parents=True)
+    written(tmp_path / "mine" / "__init__.py", "")
+    written(tmp_path / "mine" / "nets" / "__init__.py", "from mine.nets.small import build")
+    written(tmp_path / "mine" / "nets" / "small.py", FACTORY)
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.nets.small", "mine.nets"):
+        source = find_source(f"{name}:build", inputs=[INPUT])
+        assert source.path is not None and source.path.is_relative_to(tmp_path)
+        assert isinstance(build_module(source, 0), nn.Sequential)
+    with pytest.raises(UnknownName, match=r"factory in mine\.nets\.small.*Did you mean 'build'"):
+        build_module(find_source("mine.nets.small:built", inputs=[INPUT]), 0)
+
+
+def test_a_module_that_is_installed() -> None:
+    source = find_source("torch.nn:ReLU", inputs=[INPUT])
+    assert source.path is None
+    assert isinstance(build_module(source, 0), nn.ReLU)
 
 
 def test_every_recipe_is_found_by_its_folder() -> None:

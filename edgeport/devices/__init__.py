@@ -7,6 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from edgeport.config import load_config
 from edgeport.errors import InputError, UnknownName
 from edgeport.types import Device, Fact
 
@@ -44,6 +45,9 @@ def parse_device(text: str, where: str) -> Device:
     for key in ("aliases", "chipset_aliases"):
         if not isinstance(table[key], list):
             raise InputError(f"{where}: {key} is no list")
+    for key in ("name", "chipset"):
+        if not isinstance(table[key], str) or not table[key]:
+            raise InputError(f"{where}: {key} is no text")
     return Device(
         name=table["name"],
         aliases=tuple(table["aliases"]),
@@ -68,18 +72,36 @@ def _check_source(fact: Any, where: str) -> None:
         raise InputError(f"{where}: the source is empty")
 
 
-@cache
 def all_devices() -> tuple[Device, ...]:
-    """Returns every profile shipped with edgeport, ordered by name."""
-    files = [f for f in resources.files(__name__).iterdir() if f.name.endswith(".toml")]
-    devices = [parse_device(file.read_text(encoding="utf-8"), file.name) for file in files]
+    """Returns every profile, edgeport's and those that edgeport.toml names, ordered by name.
+
+    Raises InputError when one of the user's has the name or an alias of another.
+    """
+    devices = list(shipped_devices())
+    for file in load_config().devices:
+        own = parse_device(file.read_text(encoding="utf-8"), str(file))
+        for device in devices:
+            if shared := sorted(_names(own) & _names(device)):
+                raise InputError(f"{file}: {shared[0]!r} already names {device.name}; rename it")
+        devices.append(own)
     return tuple(sorted(devices, key=lambda device: device.name))
+
+
+@cache
+def shipped_devices() -> tuple[Device, ...]:
+    """Returns the profiles that come with edgeport."""
+    files = [f for f in resources.files(__name__).iterdir() if f.name.endswith(".toml")]
+    return tuple(parse_device(file.read_text(encoding="utf-8"), file.name) for file in files)
+
+
+def _names(device: Device) -> set[str]:
+    return {name.lower() for name in (device.name, *device.aliases)}
 
 
 def find_device(name: str) -> Device:
     """Returns the device of this name or alias, whatever the case; raises UnknownName."""
     for device in all_devices():
-        if name.lower() in {n.lower() for n in (device.name, *device.aliases)}:
+        if name.lower() in _names(device):
             return device
     aliases = [alias for device in all_devices() for alias in device.aliases]
     raise UnknownName("device", name, (d.name for d in all_devices()), aliases)

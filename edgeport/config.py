@@ -1,0 +1,84 @@
+"""The user's own settings: `edgeport.toml` in the current directory or one above it.
+
+    [recipes]
+    paths = ["methods/mine"]          a folder with a recipe.py, or a folder of such folders
+
+    [devices]
+    paths = ["boards", "phone.toml"]  a profile, or a folder of profiles
+
+Paths are relative to the file that names them.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeport.errors import InputError, UnknownName
+
+NAME = "edgeport.toml"
+_SECTIONS = ("recipes", "devices")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `edgeport.toml` says: the recipe.py files and the device profiles, in its order."""
+
+    file: Path | None = None
+    recipes: tuple[Path, ...] = ()
+    devices: tuple[Path, ...] = ()
+
+
+def load_config(start: Path | None = None) -> Config:
+    """Returns the settings of the nearest edgeport.toml, in `start` or above.
+
+    `start` is the current directory if it is not given.
+
+    Raises InputError naming the file and the key that is unknown, of the wrong type, or leads to
+    nothing.
+    """
+    folder = (start or Path.cwd()).resolve()
+    file = next((f for d in (folder, *folder.parents) if (f := d / NAME).is_file()), None)
+    if file is None:
+        return Config()
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from None
+    _check_keys(table, _SECTIONS, str(file))
+    named = {section: _paths(table.get(section, {}), file, section) for section in _SECTIONS}
+    return Config(
+        file,
+        tuple(found for path in named["recipes"] for found in _files(path, "recipe.py", file)),
+        tuple(found for path in named["devices"] for found in _files(path, "*.toml", file)),
+    )
+
+
+def _check_keys(table: Any, known: Iterable[str], where: str) -> None:
+    if not isinstance(table, dict):
+        raise InputError(f"{where}: expected a table")
+    for key in table:
+        if key not in known:
+            raise UnknownName(f"key in {where}", key, known)
+
+
+def _paths(section: Any, file: Path, name: str) -> list[Path]:
+    _check_keys(section, ("paths",), f"{file} [{name}]")
+    paths = section.get("paths", [])
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise InputError(f'{file} [{name}]: paths is a list of strings, as ["folder"]')
+    return [file.parent / path for path in paths]
+
+
+def _files(path: Path, pattern: str, file: Path) -> list[Path]:
+    """Returns the files that a path means: itself, those in it, those in its folders."""
+    if path.is_file() and path.match(pattern):
+        return [path.resolve()]
+    found = sorted(path.glob(pattern)) or sorted(path.glob(f"*/{pattern}"))
+    if not found:
+        missing = "holds no" if path.is_dir() else "is no folder with a"
+        raise InputError(f"{file}: {path} {missing} {pattern}")
+    return [one.resolve() for one in found]

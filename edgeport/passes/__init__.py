@@ -1,23 +1,126 @@
 """Exact graph rewrites on ONNX IR, one file each; composition is a tuple.
 
-A pass takes an `onnx_ir.Model` and returns a `PassResult`; a second run counts 0.
+A pass takes an `onnx_ir.Model` and returns a `PassResult`; a second run counts 0. Its file states
+NAME, EXAMPLE (a minimal model, in ONNX's text format, to which it applies) and, where its answer is
+less than bit-near, TOLERANCE_DB. `apply.apply_passes` proves each on real inputs.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from typing import Any, Literal
 
 import onnx_ir as ir
 
+from edgeport.passes.activation import fuse_activations
+from edgeport.passes.activation_parts import activation_to_parts
+from edgeport.passes.batch_norm import fold_batch_norm
+from edgeport.passes.batch_norm_affine import batch_norm_to_affine
+from edgeport.passes.dft import dft_to_matmul
+from edgeport.passes.einsum import einsum_to_matmul
+from edgeport.passes.flat_convolutions import flat_convolutions
 from edgeport.passes.fold import fold_constants
+from edgeport.passes.fold_columns import fold_columns
+from edgeport.passes.gather_view import gather_to_view
+from edgeport.passes.gathers import flatten_gathers
+from edgeport.passes.group_norm import group_norm_to_instance_norm
+from edgeport.passes.inline import inline_functions
+from edgeport.passes.layer_norm import fuse_layer_norm
+from edgeport.passes.masks import finite_masks
+from edgeport.passes.merge_identity import merge_identity
+from edgeport.passes.pads import pad_by_concat
+from edgeport.passes.parallel_conv import merge_parallel_convolutions
+from edgeport.passes.pointwise_conv import depthwise_point_to_mul
+from edgeport.passes.powers import power_to_mul
+from edgeport.passes.rank import reduce_rank
 from edgeport.passes.reciprocal import reciprocal_to_div
+from edgeport.passes.resizes import resize_to_matmul
+from edgeport.passes.scatters import scatter_to_matmul
+from edgeport.passes.select_branches import select_branches
+from edgeport.passes.separate_activation import separate_activation
 from edgeport.passes.simplify import simplify
+from edgeport.passes.softplus import fuse_softplus
+from edgeport.passes.softplus_parts import softplus_to_parts
+from edgeport.passes.triangles import trilu_to_where
 from edgeport.types import PassResult
 
 Pass = Callable[[ir.Model], PassResult]
+Target = Literal["any", "npu float", "npu integer"]
+"""What a tuple of passes is for: any runtime, or the HTP computing fp16 or quantized."""
+
+EXACT_DB = 80.0  # float32 rounding stays above 100 dB here; a wrong graph is far below 80
 
 EXACT: tuple[Pass, ...] = (
-    fold_constants,  # first: the others match patterns, and constants hide them
+    inline_functions,  # first: no pass looks into functions
+    fold_constants,  # before the others: they match patterns, and constants hide them
     simplify,  # shape arithmetic that only becomes constant once shapes are inferred
     reciprocal_to_div,  # after folding, so that no constant Reciprocal is rewritten
+    gather_to_view,  # as_strided as a Gather hides that it is a view
+    fold_batch_norm,  # onnxsim has done those after a Conv; these are the others
+    merge_parallel_convolutions,  # after it: each branch has its own BatchNormalization
+    fuse_layer_norm,  # after reciprocal_to_div: it looks for the division
+    fuse_activations,  # after folding: it looks for scalars
 )
+"""For every target: the graph becomes smaller or simpler, and no slower on any."""
+
+HTP: tuple[Pass, ...] = (
+    einsum_to_matmul,  # no equation but plain attention's is taken
+    activation_to_parts,  # its provider has neither Celu nor Softsign
+    dft_to_matmul,  # no NPU has the operator
+    finite_masks,
+    power_to_mul,
+    trilu_to_where,
+    resize_to_matmul,
+    fold_columns,
+    scatter_to_matmul,
+    pad_by_concat,
+    flat_convolutions,
+    flatten_gathers,  # before what merges axes: it writes views of high rank
+    select_branches,  # before it too: a selection from a 5-D view needs none of its axes
+    reduce_rank,  # last: it takes the ranks that the others leave
+)
+"""After EXACT where the NPU is a target, in every precision: what its compiler does not take."""
+
+HTP_FLOAT: tuple[Pass, ...] = (
+    merge_identity,  # the branch that merge_parallel_convolutions leaves alone
+    softplus_to_parts,  # Softplus loses 25 dB in fp16, its parts nothing
+    separate_activation,  # last: what stands between a product and its activation is settled
+)
+"""After HTP where the NPU computes fp16."""
+
+HTP_INTEGER: tuple[Pass, ...] = (
+    fuse_softplus,  # Exp loses what is small in 8 bits
+    batch_norm_to_affine,  # not taken in every element type
+    depthwise_point_to_mul,  # quantized, it ends the compiler
+    group_norm_to_instance_norm,  # quantized, it ends the compiler's session
+)
+"""After HTP where the NPU computes on quantized tensors."""
+
+
+def passes_for(target: Target) -> tuple[Pass, ...]:
+    """Returns the passes for a target, in their order."""
+    if target == "any":
+        return EXACT
+    return (*EXACT, *HTP, *(HTP_FLOAT if target == "npu float" else HTP_INTEGER))
+
+
+def all_passes() -> tuple[Pass, ...]:
+    """Returns every pass of every target, once."""
+    return tuple(dict.fromkeys((*EXACT, *HTP, *HTP_FLOAT, *HTP_INTEGER)))
+
+
+def targets_of(one: Pass) -> tuple[Target, ...]:
+    """Returns the targets whose tuples hold this pass."""
+    targets: tuple[Target, ...] = ("any", "npu float", "npu integer")
+    return tuple(target for target in targets if one in passes_for(target))
+
+
+def module_of(one: Pass) -> Any:
+    """Returns the module that states a pass's NAME, EXAMPLE and TOLERANCE_DB."""
+    return sys.modules[one.__module__]  # as an attribute, the function may hide its module
+
+
+def tolerance_db(one: Pass, exact_db: float) -> float:
+    """Returns the pass's own TOLERANCE_DB, or `exact_db` where its file states none."""
+    return float(getattr(module_of(one), "TOLERANCE_DB", exact_db))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,70 +15,90 @@ from numpy.typing import NDArray
 
 from edgeport.capture import save_model
 from edgeport.compare import sqnr_db
-from edgeport.errors import StageFailed
-from edgeport.passes import Pass
+from edgeport.passes import Pass, module_of, tolerance_db
 from edgeport.runtimes.onnx import Session
 from edgeport.types import PassResult
 
+Feeds = Sequence[Mapping[str, NDArray[Any]]]
 Answers = list[tuple[NDArray[Any], ...]]
 
 
 @dataclass(frozen=True)
+class Step:
+    """One pass's proof: how often it applied, its dB against the graph before it.
+
+    `rolled_back` says why its graph was dropped, and `count` is then 0; "" where it was kept.
+    """
+
+    name: str
+    count: int
+    sqnr_db: float
+    tolerance_db: float
+    rolled_back: str = ""
+
+
+@dataclass(frozen=True)
 class Applied:
-    """The model after all passes, (pass, count, dB against the model before), and refusals."""
+    """The model after all passes, a step per pass, and the refusals and roll-backs in sentences."""
 
     model: ir.Model
-    steps: tuple[tuple[str, int, float], ...]
+    steps: tuple[Step, ...]
     notes: tuple[str, ...]
+
+    def least_db(self, exact_db: float) -> float:
+        """Returns the dB that the steps allow together, in the worst case of errors that add up."""
+        kept = [step.tolerance_db for step in self.steps if step.count]
+        return min([exact_db, *kept]) - 20 * math.log10(max(1, len(kept)))
 
 
 def apply_passes(
-    model: ir.Model,
-    passes: Sequence[Pass],
-    feeds: Sequence[Mapping[str, NDArray[Any]]],
-    *,
-    minimum_db: float,
+    model: ir.Model, passes: Sequence[Pass], feeds: Feeds, *, minimum_db: float
 ) -> Applied:
-    """Returns the model after `passes`; each result is checked and compared with its input.
+    """Returns the model after `passes`; the model given stays as it is.
 
-    Raises StageFailed naming the pass whose graph is invalid or whose answer differs by more
-    than `minimum_db` of SQNR allows.
+    A pass that raises, whose graph onnx's checker or onnxruntime refuses, or whose answer differs
+    by more than its TOLERANCE_DB (`minimum_db` where it states none) is rolled back: the
+    model before it goes on, and a note says why. Raises StageFailed where the model itself does
+    not run.
     """
-    steps: list[tuple[str, int, float]] = []
+    steps: list[Step] = []
     notes: list[str] = []
-    before = _run(model, feeds)
+    answers = _run(model, feeds)
     for one in passes:
-        result, before, difference_db = _apply(one, model, before, feeds)
-        if difference_db < minimum_db:
-            raise StageFailed(
-                "passes",
-                f"{result.name} changed the answer: {difference_db:.1f} dB against the graph"
-                f" before it, {minimum_db:.0f} dB are needed",
-            )
-        model = result.model
-        notes.extend(f"{result.name}: {sentence}" for sentence in result.refused)
-        steps.append((result.name, result.count, difference_db))
+        result, step, after = _try(one, model, answers, feeds, tolerance_db(one, minimum_db))
+        notes.extend(f"{step.name}: {sentence}" for sentence in result.refused)
+        steps.append(step)
+        if step.rolled_back:
+            notes.append(f"{step.name}: rolled back, {step.rolled_back}")
+        elif step.count:
+            model, answers = result.model, after
     return Applied(model, tuple(steps), tuple(notes))
 
 
-def _apply(
-    one: Pass,
-    model: ir.Model,
-    before: Answers,
-    feeds: Sequence[Mapping[str, NDArray[Any]]],
-) -> tuple[PassResult, Answers, float]:
-    """Returns the pass's result, the answers of its graph, and their dB against `before`."""
-    name = getattr(one, "__name__", repr(one))
+def _try(
+    one: Pass, model: ir.Model, before: Answers, feeds: Feeds, tolerance: float
+) -> tuple[PassResult, Step, Answers]:
+    """Returns the result of the pass on a copy, its proof, and the answers of its graph."""
+    name = getattr(module_of(one), "NAME", one.__name__)
+    result = PassResult(name, model, 0)
     try:
-        result = one(model)
+        result = one(model.clone())
         name = result.name
         if not result.count:
-            return result, before, float("inf")
+            return result, Step(name, 0, math.inf, tolerance), before
         after = _run(result.model, feeds)
-        return result, after, _worst_db(before, after)
-    except Exception as error:  # the checker's, onnxruntime's and the comparison's own classes
+        difference_db = _worst_db(before, after)
+    except Exception as error:  # a pass's own, the checker's, onnxruntime's, the comparison's
         line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise StageFailed("passes", f"{name} gives a graph that fails: {line}") from error
+        why = f"its graph fails: {line}" if result.count else f"{type(error).__name__}: {line}"
+        return result, Step(name, 0, -math.inf, tolerance, why), before
+    if difference_db < tolerance:
+        why = (
+            f"it changed the answer: {difference_db:.1f} dB against the graph before it,"
+            f" {tolerance:.0f} dB are needed"
+        )
+        return result, Step(name, 0, difference_db, tolerance, why), before
+    return result, Step(name, result.count, difference_db, tolerance), after
 
 
 def _worst_db(before: Answers, after: Answers) -> float:
@@ -89,7 +110,7 @@ def _worst_db(before: Answers, after: Answers) -> float:
     return min(sqnr_db(reference, actual) for reference, actual in pairs)
 
 
-def _run(model: ir.Model, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Answers:
+def _run(model: ir.Model, feeds: Feeds) -> Answers:
     with tempfile.TemporaryDirectory(prefix="edgeport-passes-") as folder:
         path = Path(folder, "model.onnx")  # a file: a model over 2 GiB fits in no message
         save_model(model, path)

@@ -9,71 +9,40 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common
 
+from edgeport.passes.graph import Editor, is_operator, nodes_of, only_user
 from edgeport.types import PassResult
 
 NAME = "reciprocal to Div"
+EXAMPLE = """
+<ir_version: 10, opset_import: ["" : 21]>
+example (float[2, 3] a, float[2, 3] b) => (float[2, 3] y) {
+  root = Sqrt(b)
+  inverse = Reciprocal(root)
+  y = Mul(a, inverse)
+}
+"""
 
 
 def reciprocal_to_div(model: ir.Model) -> PassResult:
     """Returns the model without Reciprocal; refuses a lone one whose type cannot be inferred."""
-    nodes = [
-        node
-        for graph in model.graphs()
-        for node in graph
-        if node.op_type == "Reciprocal" and node.domain == ""
-    ]
-    if any(_dtype(node) is None for node in nodes):  # many files state no inner types
-        common.ShapeInferencePass()(model)
-    refused = tuple(
-        f"{node.name}: the type of its input is not known" for node in nodes if not _replace(node)
-    )
-    return PassResult(NAME, model, len(nodes) - len(refused), refused)
+    editor = Editor(model)
+    for node in nodes_of(model, "Reciprocal"):
+        denominator, quotient = node.inputs[0], node.outputs[0]
+        product, numerator = _product(quotient)
+        if product is not None:
+            editor.replace(product.outputs[0], editor.add(product, "Div", [numerator, denominator]))
+        elif denominator is None or denominator.dtype is None:
+            editor.refuse(node, "the type of its input is not known")
+        else:
+            one = editor.constant(node, np.ones((), denominator.dtype.numpy()), "one")
+            editor.replace(quotient, editor.add(node, "Div", [one, denominator]))
+    return editor.result(NAME)
 
 
-def _replace(node: ir.Node) -> bool:
-    """Returns whether it replaced the Reciprocal; it cannot write a 1 of an unknown type."""
-    quotient, denominator = node.outputs[0], node.inputs[0]
-    assert denominator is not None and node.graph is not None
-    consumers = [use.node for use in quotient.uses()]
-    single = len(consumers) == 1 and not quotient.is_graph_output()
-    if single and consumers[0].op_type == "Mul" and consumers[0].graph is node.graph:
-        product = consumers[0]
-        others = [value for value in product.inputs if value is not quotient]
-        if len(others) == 1:  # Mul(r, r) has none
-            _substitute(product, ir.node("Div", [others[0], denominator]))
-            node.graph.remove(node, safe=True)
-            return True
-    dtype = _dtype(node)
-    if dtype is None:
-        return False
-    _substitute(node, ir.node("Div", [_one(node, dtype), denominator]))
-    return True
-
-
-def _dtype(node: ir.Node) -> ir.DataType | None:
-    assert node.inputs[0] is not None
-    return node.inputs[0].dtype
-
-
-def _one(node: ir.Node, dtype: ir.DataType) -> ir.Value:
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    tensor = ir.tensor(np.ones((), dtype.numpy()), name=f"{node.outputs[0].name}_one")
-    value = ir.Value(name=tensor.name, shape=ir.Shape(()), type=ir.TensorType(tensor.dtype))
-    value.const_value = tensor
-    graph.register_initializer(value)
-    return value
-
-
-def _substitute(old: ir.Node, new: ir.Node) -> None:
-    """Puts `new` in the place of `old`, under the same names."""
-    graph, output = old.graph, old.outputs[0]
-    assert graph is not None
-    new.name = old.name
-    replacement = new.outputs[0]
-    replacement.name, replacement.type, replacement.shape = output.name, output.type, output.shape
-    graph.insert_before(old, new)
-    output.replace_all_uses_with(replacement, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
+def _product(quotient: ir.Value) -> tuple[ir.Node | None, ir.Value | None]:
+    """Returns the Mul that alone reads the Reciprocal, and its other factor."""
+    product = only_user(quotient)
+    if product is None or not is_operator(product, "Mul"):
+        return None, None
+    return product, next(value for value in product.inputs if value is not quotient)

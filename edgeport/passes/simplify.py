@@ -14,6 +14,15 @@ from edgeport.runtimes.worker import Limits, run_in_child
 from edgeport.types import PassResult
 
 NAME = "simplify (onnxsim)"
+EXAMPLE = """
+<ir_version: 10, opset_import: ["" : 21]>
+example (float[2, 3] x) => (float[3, 2] y) <int64[2] order = {1, 0}> {
+  root = Abs(x)
+  shape = Shape(root)
+  turned = Gather(shape, order)
+  y = Reshape(root, turned)
+}
+"""
 LIMITS = Limits(seconds=120, memory_bytes=8 << 30)
 # They fuse MatMul and Softmax into com.microsoft::Attention, which no NPU compiler knows.
 _SKIPPED = ("fuse_attention", "fuse_gqa")
@@ -40,6 +49,8 @@ def simplify(model: ir.Model) -> PassResult:
             what = str(crash).partition("; what it printed")[0]  # that log goes with the folder
             return PassResult(NAME, model, 0, (f"went on without it: {what}",))
         simplified = ir.from_proto(_load(target))
+    for key in [key for key in simplified.metadata_props if key.startswith("onnxsim.")]:
+        del simplified.metadata_props[key]  # a list of all names, as long as the graph
     if gained := set(simplified.opset_imports) - set(model.opset_imports):
         told = f"went on without it: onnxsim brought in operators of {', '.join(sorted(gained))}"
         return PassResult(NAME, model, 0, (told,))

@@ -14,6 +14,9 @@ from edgeport.errors import StageFailed
 from edgeport.types import TensorSpec
 
 NAME = "onnx"
+# It rounds the weights of a layer that stands in float between integer ones, as if that were a
+# mistake; in a mixed model it is what was asked for.
+REWRITES_FLOAT_LAYERS = ["WeightBiasQuantization"]
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 
 
@@ -30,7 +33,12 @@ class Session:
         options.log_severity_level = 3  # errors only: they reach the user as exceptions anyway
         options.intra_op_num_threads = threads
         try:
-            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                model,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=REWRITES_FLOAT_LAYERS,
+            )
         except Exception as error:  # onnxruntime's binding raises a class per status code
             name = model.name if isinstance(model, Path) else "the graph"
             line = str(error).splitlines()[0]
@@ -43,6 +51,10 @@ class Session:
         except Exception as error:  # onnxruntime's binding raises a class per status code
             line = str(error).splitlines()[0]
             raise StageFailed("onnx", f"onnxruntime cannot run the graph: {line}") from error
+
+    def output_names(self) -> tuple[str, ...]:
+        """Returns the names of the outputs in the graph's order."""
+        return tuple(value.name for value in self._session.get_outputs())
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Returns the specs of the inputs."""

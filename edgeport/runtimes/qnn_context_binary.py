@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeport.descriptors import redirected
 from edgeport.errors import StageFailed
+from edgeport.runtimes.onnx import REWRITES_FLOAT_LAYERS
 from edgeport.runtimes.qnn_validator import read_reasons
 from edgeport.runtimes.samples import Sample, load_samples, named_outputs, save_samples
 from edgeport.runtimes.worker import Limits, run_in_child
@@ -22,7 +23,7 @@ from edgeport.types import Device, NodeReport, Precision
 
 NAME = "qnn_context_binary"
 BINARY, WRAPPER = "model.bin", "model_ctx.onnx"
-_PROVIDER = "QNNExecutionProvider"
+PROVIDER = "QNNExecutionProvider"
 _CONVERTERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -43,9 +44,7 @@ def compile_model(
     the nodes that would land there, and RuntimeCrashed when the compiler aborts, hangs or takes
     more than its limits.
     """
-    options = _provider_options(device)
-    if precision == "float":
-        options["enable_htp_fp16_precision"] = "1"
+    options = compiler_options(device, precision)
     report = run_in_child(
         f"{__name__}:_compile_here",
         {
@@ -76,7 +75,7 @@ def run_emulated(
             "wrapper": str((compiled / WRAPPER).resolve()),
             "inputs": str(inputs.resolve()),
             "outputs": str(outputs.resolve()),
-            "provider": _provider_options(device),
+            "provider": provider_options(device),
         },
         stage="run",
         workdir=workdir,
@@ -85,7 +84,14 @@ def run_emulated(
     return load_samples(outputs)
 
 
-def _provider_options(device: Device) -> dict[str, str]:
+def compiler_options(device: Device, precision: Precision) -> dict[str, str]:
+    """Returns the provider's options with which a model is compiled for the device."""
+    floats = precision == "float" or (precision == "auto" and device.fact("fp16") is True)
+    return {**provider_options(device), **({"enable_htp_fp16_precision": "1"} if floats else {})}
+
+
+def provider_options(device: Device) -> dict[str, str]:
+    """Returns the provider's options with which a compiled binary runs in the emulator."""
     return {
         # Without the chip's id the emulator computes in nearly fp32, and hides fp16's error.
         "soc_model": str(device.fact("soc_model")),
@@ -96,22 +102,22 @@ def _provider_options(device: Device) -> dict[str, str]:
     }
 
 
-def _session_here(
+def session_here(
     model: str, provider: Mapping[str, str], entries: Mapping[str, str], *, verbose: bool = False
 ) -> Any:
     import onnxruntime as ort
     import onnxruntime_qnn
 
-    if not any(device.ep_name == _PROVIDER for device in ort.get_ep_devices()):  # once a process
-        ort.register_execution_provider_library(_PROVIDER, onnxruntime_qnn.get_library_path())
+    if not any(device.ep_name == PROVIDER for device in ort.get_ep_devices()):  # once a process
+        ort.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
     options = ort.SessionOptions()
     options.log_severity_level = 0 if verbose else 2
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
-    devices = [device for device in ort.get_ep_devices() if device.ep_name == _PROVIDER]
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == PROVIDER]
     backend = {"backend_path": onnxruntime_qnn.get_qnn_htp_path()}
     options.add_provider_for_devices(devices, {**provider, **backend})
-    return ort.InferenceSession(model, options)
+    return ort.InferenceSession(model, options, disabled_optimizers=REWRITES_FLOAT_LAYERS)
 
 
 def _compile_here(model: str, directory: str, provider: dict[str, str]) -> dict[str, Any]:
@@ -124,7 +130,7 @@ def _compile_here(model: str, directory: str, provider: dict[str, str]) -> dict[
         "ep.context_embed_mode": "0",
     }
     try:
-        session = _session_here(model, provider, {**record, **entries})
+        session = session_here(model, provider, {**record, **entries})
     except Exception as error:  # onnxruntime's binding raises a class per status code
         if "MEM_ALLOC" in str(error):
             raise MemoryError(str(error)) from error
@@ -132,7 +138,7 @@ def _compile_here(model: str, directory: str, provider: dict[str, str]) -> dict[
             raise StageFailed("lower", _translate(str(error))) from error
         for part in Path(directory).glob(f"{wrapper.stem}*"):  # of what did land on the NPU
             part.unlink()
-        nodes = _explained_placement(model, Path(directory), provider, record)
+        nodes = explained_placement(model, Path(directory), provider, record)
         raise StageFailed("lower", _fallback_sentence(nodes)) from error
     return {"nodes": _placement(session), "qairt_version": _adopt_binary(wrapper)}
 
@@ -141,7 +147,7 @@ def _placement(session: Any) -> list[dict[str, str]]:
     """Returns a NodeReport's fields for every operator; Q and DQ count only on the CPU."""
     reports = []
     for subgraph in session.get_provider_graph_assignment_info():
-        on_npu = subgraph.ep_name == _PROVIDER
+        on_npu = subgraph.ep_name == PROVIDER
         for node in subgraph.get_nodes():
             if not on_npu or node.op_type not in _CONVERTERS:
                 unit = "npu" if on_npu else "cpu"
@@ -149,7 +155,7 @@ def _placement(session: Any) -> list[dict[str, str]]:
     return reports
 
 
-def _explained_placement(
+def explained_placement(
     model: str, directory: Path, provider: dict[str, str], record: dict[str, str]
 ) -> list[dict[str, str]]:
     """Returns the placement with the validator's reasons; also writes it to placement.json.
@@ -158,7 +164,7 @@ def _explained_placement(
     """
     log = directory / "validator.log"
     with log.open("wb") as file, redirected(2, file.fileno()):
-        session = _session_here(model, provider, record, verbose=True)
+        session = session_here(model, provider, record, verbose=True)
     reasons = read_reasons(log.read_text(encoding="utf-8", errors="replace"))
     nodes = [{**node, "reason": reasons.get(node["node"], "")} for node in _placement(session)]
     (directory / "placement.json").write_text(json.dumps(nodes, indent=2), encoding="utf-8")
@@ -211,6 +217,6 @@ def _adopt_binary(wrapper: Path) -> str:
 
 
 def _run_here(wrapper: str, inputs: str, outputs: str, provider: dict[str, str]) -> None:
-    session = _session_here(wrapper, provider, {"session.disable_cpu_ep_fallback": "1"})
+    session = session_here(wrapper, provider, {"session.disable_cpu_ep_fallback": "1"})
     results = [named_outputs(session.run(None, dict(one))) for one in load_samples(Path(inputs))]
     save_samples(Path(outputs), results)

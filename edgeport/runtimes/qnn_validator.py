@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 _FAILED = re.compile(r"Validation FAILED for \d+ nodes? in ")
 _NODE = re.compile(r"^\s*Operator type: \S+ Node name: (?P<name>.*?) Node index: \d+")
@@ -23,15 +24,32 @@ _CODES = {
 }
 
 
-def read_reasons(log: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class Refusal:
+    """Why a node was refused: in words, and the validator's own line ("" where it gave none)."""
+
+    reason: str
+    raw: str
+
+
+def read_refusals(log: str) -> dict[str, Refusal]:
     """Returns node name -> why the validator refused it, in one line each."""
-    reasons: dict[str, str] = {}
+    refusals: dict[str, Refusal] = {}
     for block in _failed_blocks(log):
         names = [match["name"] for line in block if (match := _NODE.match(line))]
         said = [match["text"] for line in block if (match := _REASON.match(line))]
-        for name in names:
-            reasons[name] = _translate(said[0]) if said else "refused without a reason"
-    return reasons
+        refusal = (
+            Refusal(_translate(said[0]), said[0].strip())
+            if said
+            else Refusal("refused without a reason", "")
+        )
+        refusals.update(dict.fromkeys(names, refusal))
+    return refusals
+
+
+def read_reasons(log: str) -> dict[str, str]:
+    """Returns node name -> why the validator refused it, in words."""
+    return {name: refusal.reason for name, refusal in read_refusals(log).items()}
 
 
 def _failed_blocks(log: str) -> Iterator[list[str]]:
@@ -52,4 +70,6 @@ def _translate(reason: str) -> str:
     words = _CODES.get(code["code"]) if code else None
     if "are not supported by QNN EP" in reason:
         return "onnxruntime's QNN provider has no such operator"
+    if reason.strip().rstrip(".") == "Failed to add node":
+        return "the NPU does not take this operator with these element types or attributes"
     return f"{words} (code {code['code']})" if code and words else reason.strip().rstrip(".")

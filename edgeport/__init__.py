@@ -8,18 +8,27 @@ Importing it is cheap: torch, onnx and the vendor's compiler are loaded when a s
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Export", "__version__", "export"]
+__all__ = ["Diagnosis", "Export", "__version__", "examine", "export", "sensitivity"]
+
+_HOMES = {
+    "Export": "edgeport.pipeline",
+    "export": "edgeport.pipeline",
+    "sensitivity": "edgeport.pipeline",
+    "examine": "edgeport.doctor",
+    "Diagnosis": "edgeport.diagnosis",
+}
 
 if TYPE_CHECKING:
-    from edgeport.pipeline import Export, export
+    from edgeport.diagnosis import Diagnosis
+    from edgeport.doctor import examine
+    from edgeport.pipeline import Export, export, sensitivity
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Export", "export"):
-        from edgeport import pipeline
-
-        return getattr(pipeline, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'edgeport' has no attribute {name!r}")

@@ -19,9 +19,7 @@ def deploy_markdown(manifest: Mapping[str, Any]) -> str:
         f" made by edgeport {manifest['tools']['edgeport']}.",
         "## Inputs and outputs",
         _tensor_table(manifest),
-        "Values at both ends are ordinary floats: a quantized graph quantizes its inputs and"
-        " dequantizes its outputs itself, with the scales in the last column:"
-        " real = scale x (stored - zero point).",
+        _value_sentence(manifest),
         *(_binary_sections(manifest) if has_binary else ()),
         f"## On any phone: {portable}",
         f"`{portable}` runs on the CPU of every phone with onnxruntime-android"
@@ -39,8 +37,29 @@ def deploy_markdown(manifest: Mapping[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _value_sentence(manifest: Mapping[str, Any]) -> str:
+    """Returns what the values at both ends are: floats, or integers that the app converts."""
+    boundary = manifest["options"]["boundary"]
+    normalised = (
+        " Images are given in 0..1; the graph subtracts the mean and divides by the deviation."
+        if boundary["mean"]
+        else ""
+    )
+    reading = "real = scale x (stored - zero point)"
+    if manifest.get("integer_io"):
+        return (
+            f"{', '.join(manifest['integer_io'])}: the stored integers themselves, {reading}."
+            f" `parity_integers.npz` holds the parity inputs so.{normalised}"
+        )
+    return (
+        "Values at both ends are ordinary floats: a quantized graph quantizes its inputs and"
+        f" dequantizes its outputs itself, with the scales in the last column: {reading}."
+        f"{normalised}"
+    )
+
+
 def _tensor_table(manifest: Mapping[str, Any]) -> str:
-    scales = manifest.get("io_scales", {})
+    scales, integers = manifest.get("io_scales", {}), manifest.get("integer_io", ())
     rows = []
     for role, key in (("input", "inputs"), ("output", "outputs")):
         for tensor in manifest[key]:
@@ -50,16 +69,22 @@ def _tensor_table(manifest: Mapping[str, Any]) -> str:
                 (
                     role,
                     name,
-                    tensor["dtype"],
+                    inside["dtype"] if inside and name in integers else tensor["dtype"],
                     " x ".join(map(str, shape)),
-                    "NCHW" if len(shape) == 4 else "batch first",
-                    f"{inside['type']}, {inside['scale']:.6g}, {inside['zero_point']}"
+                    _layout(shape, name in manifest["options"]["boundary"]["channel_last"]),
+                    f"{inside['dtype']}, {inside['scale']:.6g}, {inside['zero_point']}"
                     if inside
                     else "-",
                 )
             )
     titles = ("", "name", "type", "shape", "layout", "inside: type, scale, zero point")
     return _table(titles, rows)
+
+
+def _layout(shape: Sequence[int], channels_last: bool) -> str:
+    if channels_last:
+        return "NHWC" if len(shape) == 4 else "channels last"
+    return "NCHW" if len(shape) == 4 else "batch first"
 
 
 def _parity_table(artifacts: Sequence[Mapping[str, Any]]) -> str:

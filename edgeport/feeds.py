@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeport.catalog import Source, load_function
+from edgeport.boundary import Boundary
+from edgeport.catalog import Source
 from edgeport.errors import InputError
+from edgeport.importing import importable, load_function
 from edgeport.types import TensorSpec
 
 Feed = Mapping[str, NDArray[Any]]
 
 PARITY_INPUTS, PARITY_OUTPUTS = "parity_inputs.npz", "parity_outputs.npz"
+PARITY_INTEGERS = "parity_integers.npz"  # the inputs as a graph with integer inputs takes them
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _PARITY_SEED = 1_000_003  # far from every calibration seed a user would pick
-_INTEGER_BOUND = 2  # a seeded index must be valid in the smallest table that makes sense
+_INTEGERS = (0, 2)  # a seeded index must be valid in the smallest table that makes sense
 
 
 @dataclass(frozen=True)
 class FeedPlan:
-    """Which feeds a run uses: how many, from which seed, and from which data, if any."""
+    """Which feeds a run uses: how many, from which seed, and from which data, if any.
+
+    `specs` are what the model takes; the feeds are what the app gives, which `boundary` says.
+    `integer_ranges` are half-open, per integer input that the model limits otherwise than to 0, 1.
+    """
 
     source: Source
     specs: tuple[TensorSpec, ...]
@@ -38,6 +45,8 @@ class FeedPlan:
     parity_samples: int
     calibration_samples: int
     data: Path | None = None
+    integer_ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    boundary: Boundary = field(default_factory=Boundary)
 
     def origin(self) -> str:
         """Returns, for the table, where the calibration inputs come from."""
@@ -93,18 +102,32 @@ def _content(feed: Feed) -> str:
 
 
 def _seeded(plan: FeedPlan, count: int, seed: int) -> list[Feed]:
+    """Returns feeds whose values the model would take from N(0, 1), or that the recipe makes."""
     recipe = plan.source.recipe
     if recipe is not None:
-        make = load_function(recipe.calibration)
-        return list(make(plan.specs, count, seed))
-    generator = np.random.default_rng(seed)
-    return [{spec.name: _random(spec, generator) for spec in plan.specs} for _ in range(count)]
+        with importable(plan.source.folder):
+            make = load_function(recipe.calibration)
+            feeds = list(make(plan.specs, count, seed))
+    else:
+        generator = np.random.default_rng(seed)
+        feeds = [random_feed(plan.specs, plan.integer_ranges, generator) for _ in range(count)]
+    return [plan.boundary.to_outer(feed, plan.specs) for feed in feeds]
 
 
-def _random(spec: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
-    if spec.dtype.startswith("float"):
-        return generator.standard_normal(spec.shape).astype(spec.dtype)
-    return generator.integers(0, _INTEGER_BOUND, spec.shape).astype(spec.dtype)
+def random_feed(
+    specs: Sequence[TensorSpec],
+    integer_ranges: Mapping[str, tuple[int, int]],
+    generator: np.random.Generator,
+) -> Feed:
+    """Returns normal floats, and integers within the half-open range of each input."""
+    feed = {}
+    for spec in specs:
+        if spec.dtype.startswith("float"):
+            feed[spec.name] = generator.standard_normal(spec.shape).astype(spec.dtype)
+        else:
+            low, high = integer_ranges.get(spec.name, _INTEGERS)
+            feed[spec.name] = generator.integers(low, high, spec.shape).astype(spec.dtype)
+    return feed
 
 
 def data_files(data: Path) -> list[Path]:
@@ -122,11 +145,13 @@ def data_files(data: Path) -> list[Path]:
 
 def _read(plan: FeedPlan) -> Iterator[Feed]:
     assert plan.data is not None
+    layout = Boundary(plan.boundary.channel_last)  # images are in 0..1: the app normalises nothing
     for file in data_files(plan.data):
         if file.suffix.lower() in IMAGE_SUFFIXES:
-            yield {_image_input(plan.specs, file).name: _read_image(file, plan.specs)}
+            image = {_image_input(plan.specs, file).name: _read_image(file, plan.specs)}
+            yield layout.to_outer(image, plan.specs)
         else:
-            yield from _read_arrays(file, plan.specs)
+            yield from _read_arrays(file, plan.boundary.outer_specs(plan.specs))
 
 
 def _image_input(specs: Sequence[TensorSpec], file: Path) -> TensorSpec:

@@ -11,16 +11,17 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgeport
 from edgeport import catalog, report
+from edgeport.boundary import Boundary
 from edgeport.cache import Cache, Entry
 from edgeport.catalog import Source
-from edgeport.feeds import PARITY_INPUTS, PARITY_OUTPUTS, FeedPlan, data_files
+from edgeport.feeds import PARITY_INPUTS, PARITY_INTEGERS, PARITY_OUTPUTS, FeedPlan, data_files
 from edgeport.fingerprint import (
     SourceTracker,
     digest,
@@ -33,7 +34,8 @@ from edgeport.plan import Plan
 from edgeport.types import Artifact, TensorSpec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from edgeport.passes import Target
+    from edgeport.sources import Built
 
 LATENCY_SECONDS = 1.5  # of measured time per comparison, after as much warm-up
 
@@ -72,8 +74,8 @@ class Flow:
         self.entries: list[Entry] = []
         self.latencies: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
-        self._module: nn.Module | None = None
-        self._feeds = _feed_plan(plan)
+        self._built: Built | None = None
+        self._feeds = feed_plan(plan)
         self._base = _base_key()
 
     def capture(self) -> Step:
@@ -82,24 +84,24 @@ class Flow:
         return step
 
     def passes(self, captured: Step) -> Step:
-        step = self._optimized(captured)
+        step = self._optimized(captured, self.plan.passes)
         self._keep(step, "optimized.onnx")
         self.facts["passes"] = step.entry.result["passes"]
         return step
 
     def quantize(self, optimized: Step, captured: Step) -> Step:
         plan = self.plan
-        if plan.precision == "float":
+        if plan.quantization is None:
             return optimized
         key = {
             "precision": plan.precision,
+            "request": asdict(plan.quantization),
             "samples": plan.calibration_samples,
             "seed": plan.seed,
             "data": self._data_digests,
+            "integer_io": plan.quantize_io,
         }
-        feeds = self._feeds
-        if not feeds.specs:  # an ONNX file states its own inputs; capture has read them
-            feeds = replace(feeds, specs=_specs(captured.entry.result["inputs"]))
+        feeds = self._calibration_plan(captured)
         step = self._step(
             "quantize",
             "quantized.onnx",
@@ -111,13 +113,44 @@ class Flow:
                 captured.entry.directory,
                 feeds,
                 plan.precision,
+                plan.quantization,
+                plan.quantize_io,
             ),
         )
-        self._keep(step, "quantized.onnx")
-        for name in ("calibrated_on", "io_scales"):
+        self._keep(step, "quantized.onnx", PARITY_INTEGERS)
+        for name in ("calibrated_on", "io_scales", "integer_io", "trade_off"):
             self.facts[name] = step.entry.result[name]
         self.facts["calibration"] = feeds.origin()
         return step
+
+    def sensitivity(self, optimized: Step, captured: Step) -> list[dict[str, Any]]:
+        """Returns the loss of each layer, the worst first."""
+        request = self.plan.quantization
+        assert request is not None
+        key = {
+            "precision": request.precision,
+            "method": request.method,
+            "samples": self.plan.calibration_samples,
+            "seed": self.plan.seed,
+            "data": self._data_digests,
+        }
+        feeds = self._calibration_plan(captured)
+        step = self._step(
+            "sensitivity",
+            "",
+            key,
+            optimized,
+            lambda _: _stages().sensitivity(
+                optimized.entry.directory, feeds, request, self.progress
+            ),
+        )
+        return list(step.entry.result["layers"])
+
+    def _calibration_plan(self, captured: Step) -> FeedPlan:
+        """Returns which feeds calibrate: capture knows the inputs that the model itself states."""
+        result = captured.entry.result
+        ranges = {name: (low, high) for name, (low, high) in result["integer_ranges"].items()}
+        return replace(self._feeds, specs=_specs(result["model_inputs"]), integer_ranges=ranges)
 
     def lower(self, model: Step) -> Step:
         plan = self.plan
@@ -134,7 +167,7 @@ class Flow:
         self.facts["qairt_version"] = step.entry.result["qairt_version"]
         return step
 
-    def emulate(self, lowered: Step, captured: Step) -> None:
+    def emulate(self, lowered: Step, model: Step, captured: Step) -> None:
         plan = self.plan
         step = self._step(
             "run-emulated",
@@ -144,6 +177,7 @@ class Flow:
             lambda directory: _stages().emulate(
                 directory,
                 lowered.entry.directory,
+                model.path,
                 captured.entry.directory,
                 plan.source,
                 plan.device,
@@ -210,22 +244,27 @@ class Flow:
         )
 
     def _at(self, name: str, variant: str | None, options: Mapping[str, Any]) -> tuple[Step, Step]:
-        """Returns the captured and optimized steps of a recipe's variant at these options."""
+        """Returns the captured and optimized steps of a recipe's variant at these options.
+
+        Both are timed on this machine, so neither gets the passes of an NPU.
+        """
         source = catalog.find_source(name, variant=variant, options=options)
-        captured = self._captured(source, {})
-        return captured, self._optimized(captured)
+        files = {str(path): file_sha256(path) for path in source.files()}
+        captured = self._captured(source, files)
+        return captured, self._optimized(captured, "any")
 
     def _captured(self, source: Source, files: Mapping[str, str]) -> Step:
         feeds = replace(self._feeds, source=source, specs=source.inputs)
         data = self._data_digests if source is self.plan.source else {}
         if source is not self.plan.source:  # a comparison is timed on seeded inputs
-            feeds = replace(feeds, data=None, parity_samples=1)
+            feeds = replace(feeds, data=None, parity_samples=1, boundary=Boundary())
         key = {
             "source": source.describe(),
             "files": files,
             "seed": feeds.seed,
             "samples": feeds.parity_samples,
             "data": data,
+            "boundary": feeds.boundary.to_dict(),
         }
         return self._step(
             "capture",
@@ -233,17 +272,17 @@ class Flow:
             key,
             None,
             lambda directory: _stages().capture(
-                directory, feeds, self._module if source is self.plan.source else None
+                directory, feeds, self._built if source is self.plan.source else None
             ),
         )
 
-    def _optimized(self, captured: Step) -> Step:
+    def _optimized(self, captured: Step, target: Target) -> Step:
         return self._step(
             "passes",
             "optimized.onnx",
-            {},
+            {"target": target},  # the tuples themselves are in edgeport's own source
             captured,
-            lambda directory: _stages().run_passes(directory, captured.entry.directory),
+            lambda directory: _stages().run_passes(directory, captured.entry.directory, target),
         )
 
     def _step(
@@ -271,30 +310,33 @@ class Flow:
         """Returns path -> sha256 of the local files that this source was built from.
 
         What a factory reads is known only after it ran: the list of its last run is remembered,
-        and where a file on it changed the factory runs again, for a new list.
+        and where a file on it changed the factory runs again, for a new list. The library of a timm
+        or hf model is in the base key, by its version.
         """
         source = self.plan.source
-        own = {str(path): file_sha256(path) for path in (source.path, source.weights) if path}
-        if source.kind == "recipe":
+        own = {str(path): file_sha256(path) for path in source.files()}
+        if source.kind not in ("factory", "onnx") and source.folder is None:
             return own
-        key = {"base": self._base, "path": str(source.path), "attribute": source.attribute}
+        key = {"base": self._base, "path": str(source.path), "source": source.describe()}
         known = self.cache.recall("sources", key)
         if known is not None and unchanged(known["files"]):
             return {**known["files"], **own}
-        files = self._build_tracked() if source.kind == "factory" else _external_data(source)
+        files = _external_data(source) if source.kind == "onnx" else self._build_tracked()
         self.cache.remember("sources", key, {"files": files})
         return {**files, **own}
 
     def _build_tracked(self) -> Mapping[str, str]:
+        from edgeport.sources import build
+
         self.progress("build")
         source = self.plan.source
         with SourceTracker() as used:
-            self._module = catalog.build_module(source, self.plan.seed)
+            self._built = build(source, self.plan.seed)
         unseen: set[Path] = set()
-        if "safetensors" in sys.modules and source.path is not None:
+        if "safetensors" in sys.modules:
             # Opened by native code, which the tracker does not see: all that lie where the
             # factory would look count as read.
-            for folder in (source.path.parent, Path.cwd()):
+            for folder in (source.folder or Path.cwd(), Path.cwd()):
                 unseen.update(folder.glob("*.safetensors"))
         return {**used.files, **{str(file): file_sha256(file) for file in sorted(unseen)}}
 
@@ -312,7 +354,8 @@ def _stages() -> Any:
     return stages
 
 
-def _feed_plan(plan: Plan) -> FeedPlan:
+def feed_plan(plan: Plan) -> FeedPlan:
+    """Returns which feeds the plan's run uses."""
     return FeedPlan(
         source=plan.source,
         specs=plan.source.inputs,
@@ -320,6 +363,7 @@ def _feed_plan(plan: Plan) -> FeedPlan:
         parity_samples=plan.parity_samples,
         calibration_samples=plan.calibration_samples,
         data=plan.calibration_data,
+        boundary=plan.boundary,
     )
 
 

@@ -6,6 +6,7 @@ work; every slow step goes through the cache; files reach the output directory i
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Unpack
 
 from edgeport import report
 from edgeport.cache import Cache, default_root
+from edgeport.errors import InputError
 from edgeport.flow import Flow
 from edgeport.plan import NPU, Options, make_plan
 from edgeport.staging import staged_directory
@@ -58,6 +60,7 @@ def export(
     far are in `<output_dir>.failed`.
     """
     plan = make_plan(source, output_dir=output_dir, **options)
+    assert plan.output_dir is not None
     with (
         Cache(Path(cache_dir) if cache_dir else default_root()) as cache,
         staged_directory(plan.output_dir) as staging,
@@ -72,10 +75,35 @@ def export(
             comparisons = beside.submit(flow.comparisons)
             if NPU in plan.runtimes:
                 lowered = flow.lower(model)
-                flow.emulate(lowered, captured)
+                flow.emulate(lowered, model, captured)
         # Last: nothing else may run beside a measurement.
         flow.latency(comparisons.result(), optimized)
         manifest = flow.manifest(captured)
         report.write_files(staging, manifest)
     hits = [entry.hit for entry in flow.entries]
     return Export(plan.output_dir, tuple(flow.artifacts), manifest, len(hits), sum(hits))
+
+
+def sensitivity(
+    source: str,
+    *,
+    cache_dir: Path | str | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+    **options: Unpack[Options],
+) -> list[dict[str, Any]]:
+    """Returns, per layer, the SQNR in dB of the outputs with that layer alone quantized.
+
+    The worst layer comes first. `options` are those of `export`; "auto" ranks as w8a8. Everything
+    runs on this machine, and nothing is written but the cache. Raises InputError and StageFailed.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeport-sensitivity-") as folder,
+        Cache(Path(cache_dir) if cache_dir else default_root()) as cache,
+    ):
+        plan = make_plan(source, output_dir=Path(folder, "out"), **options)
+        if plan.quantization is None:
+            raise InputError("float is not quantized: name --precision w8a8, w8a16 or w4a16")
+        flow = Flow(plan, cache, Path(folder), progress)
+        captured = flow.capture()
+        optimized = flow.passes(captured)
+        return flow.sensitivity(optimized, captured)

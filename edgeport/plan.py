@@ -6,18 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from edgeport import catalog
+from edgeport.boundary import Boundary, parse_normalisation
 from edgeport.catalog import Source
 from edgeport.devices import find_chipset, find_device
 from edgeport.errors import InputError, UnknownName
+from edgeport.quantize.config import METHODS, CalibrationMethod, Request, levels_above
 from edgeport.runtimes import RUNTIMES, find_runtime
 from edgeport.runtimes.worker import Limits
 from edgeport.staging import check_target
 from edgeport.types import PRECISIONS, Device, Precision
 
+if TYPE_CHECKING:
+    from edgeport.passes import Target
+
 NPU = "qnn_context_binary"
+AUTO_SQNR_DB = 35.0  # what --precision auto holds where no --min-sqnr is given
+WIDE_WEIGHTS_ARCH = 73  # the first Hexagon version whose compiler takes 16-bit weights
 
 
 @dataclass(frozen=True)
@@ -28,12 +35,22 @@ class Plan:
     device: Device
     precision: Precision
     runtimes: tuple[str, ...]
-    output_dir: Path
+    output_dir: Path | None
     seed: int
     calibration_samples: int
     parity_samples: int
     calibration_data: Path | None
     limits: Limits
+    boundary: Boundary
+    quantize_io: bool
+    quantization: Request | None  # None for float
+
+    @property
+    def passes(self) -> Target:
+        """Returns which tuple of passes this target and precision take."""
+        if NPU not in self.runtimes:
+            return "any"
+        return "npu float" if self.precision == "float" else "npu integer"
 
     def describe(self) -> dict[str, Any]:
         """Returns the plan for the manifest and for `--dry-run`."""
@@ -46,7 +63,11 @@ class Plan:
                 "seed": self.seed,
                 "calib_samples": self.calibration_samples,
                 "parity_samples": self.parity_samples,
+                "boundary": self.boundary.to_dict(),
+                "quantize_io": self.quantize_io,
                 "calib_data": self.calibration_data.name if self.calibration_data else None,
+                "calibration": self.quantization.method if self.quantization else None,
+                "min_sqnr": self.quantization.least_db if self.quantization else None,
             },
         }
 
@@ -56,15 +77,22 @@ class Options(TypedDict, total=False):
 
     device: str | None  # by name or alias
     chipset: str | None  # in place of device
-    precision: str  # float (the NPU computes fp16), w8a8 or w8a16; default float
+    precision: str  # float (the NPU computes fp16), w8a8, w8a16, w4a16 or auto; default float
+    calibration: str  # minmax, percentile, mse or entropy; default minmax
+    min_sqnr: float | None  # dB: layers get more bits until the outputs hold it; auto: 35
     target_runtimes: Sequence[str]  # default: all that the device takes
     variant: str | None  # of a recipe; default: the recipe's
     options: Mapping[str, Any] | None  # of a recipe, by name
-    inputs: Sequence[str]  # a factory's, each as "name:float32[1,3,224,224]"
-    weights: Path | str | None  # a factory's, safetensors or a torch file of tensors
+    inputs: Sequence[str]  # each as "name:float32[1,3,224,224]"; a recipe has its own
+    weights: Path | str | None  # of a module, safetensors or a torch file of tensors
+    pretrained: bool  # download the weights that timm or the hub publishes; default False
+    offline: bool  # refuse the network while the model is built; default False
     calib_data: Path | str | None  # folder of images or arrays, or one .npz
     calib_samples: int  # at most; default 32
     parity_samples: int  # inputs compared at each stage; default 1
+    channel_last_input: Sequence[str]  # names of the inputs that the app gives as N x ... x C
+    normalize: str | None  # "MEAN,STD": the app gives 0..1, the model takes (x - mean) / std
+    quantize_io: bool  # inputs and outputs are the integers themselves; default False
     seed: int  # of random weights and inputs; default 0
     timeout_s: float  # for one step of the vendor's tools; default 900
     memory_gib: float  # the same; default 16
@@ -73,42 +101,49 @@ class Options(TypedDict, total=False):
 def make_plan(
     source: str,
     *,
-    output_dir: Path | str,
+    output_dir: Path | str | None = None,
     device: str | None = None,
     chipset: str | None = None,
     precision: str = "float",
+    calibration: str = "minmax",
+    min_sqnr: float | None = None,
     target_runtimes: Sequence[str] = (),
     variant: str | None = None,
     options: Mapping[str, Any] | None = None,
     inputs: Sequence[str] = (),
     weights: Path | str | None = None,
+    pretrained: bool = False,
+    offline: bool = False,
     calib_data: Path | str | None = None,
     calib_samples: int = 32,
     parity_samples: int = 1,
+    channel_last_input: Sequence[str] = (),
+    normalize: str | None = None,
+    quantize_io: bool = False,
     seed: int = 0,
     timeout_s: float = 900.0,
     memory_gib: float = 16.0,
 ) -> Plan:
-    """Returns the checked plan of an export; imports and writes nothing.
+    """Returns the checked plan of an export, or of a command that writes no directory.
 
+    Imports and writes nothing.
     Raises InputError, UnknownName or OutputRefused with what is wrong and what to do.
     """
     if (device is None) == (chipset is None):
         raise InputError("name the target: --device NAME or --chipset NAME (edgeport list devices)")
     target = find_device(device) if device is not None else find_chipset(chipset or "")
-    if precision not in PRECISIONS:
-        raise InputError(f"{UnknownName('precision', precision, PRECISIONS)} {supported(target)}.")
-    for flag, value in (("--calib-samples", calib_samples), ("--parity-samples", parity_samples)):
-        if value < 1:
-            raise InputError(f"{flag} {value}: at least 1 is needed")
-    if not 0 <= seed < 1 << 32:
-        raise InputError(f"--seed {seed}: seeds are 0 or more, and below 2^32")
-    for flag, amount in (("--timeout", timeout_s), ("--memory", memory_gib)):
-        if not 0 < amount < math.inf:
-            raise InputError(f"{flag} {amount}: give a number above 0")
+    if precision not in (*PRECISIONS, "auto"):
+        known = (*PRECISIONS, "auto")
+        raise InputError(f"{UnknownName('precision', precision, known)} {supported(target)}.")
+    if quantize_io and precision == "float":
+        raise InputError("--quantize-io needs a quantized model: add --precision w8a8 or w8a16")
+    _check_counts({"--calib-samples": calib_samples, "--parity-samples": parity_samples})
+    _check_seed(seed)
+    _check_amounts({"--timeout": timeout_s, "--memory": memory_gib})
     data = Path(calib_data) if calib_data is not None else None
     if data is not None and not data.exists():
         raise InputError(f"calibration data {data}: no such file or folder")
+    runtimes = _choose_runtimes(target, target_runtimes, precision)
     plan = Plan(
         source=catalog.find_source(
             source,
@@ -116,19 +151,47 @@ def make_plan(
             weights=Path(weights) if weights is not None else None,
             variant=variant,
             options=options,
+            pretrained=pretrained,
+            offline=offline,
         ),
         device=target,
         precision=precision,
-        runtimes=_choose_runtimes(target, target_runtimes, precision),
-        output_dir=Path(output_dir),
+        runtimes=runtimes,
+        output_dir=Path(output_dir) if output_dir is not None else None,
         seed=seed,
         calibration_samples=calib_samples,
         parity_samples=parity_samples,
         calibration_data=data,
         limits=Limits(timeout_s, int(memory_gib * 2**30)),
+        boundary=_boundary(channel_last_input, normalize),
+        quantize_io=quantize_io,
+        quantization=_quantization(target, runtimes, precision, calibration, min_sqnr),
     )
-    check_target(plan.output_dir)
+    if plan.output_dir is not None:
+        check_target(plan.output_dir)
     return plan
+
+
+def _check_counts(counts: Mapping[str, int]) -> None:
+    for flag, value in counts.items():
+        if value < 1:
+            raise InputError(f"{flag} {value}: at least 1 is needed")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"--seed {seed}: seeds are 0 or more, and below 2^32")
+
+
+def _check_amounts(amounts: Mapping[str, float]) -> None:
+    for flag, amount in amounts.items():
+        if not 0 < amount < math.inf:
+            raise InputError(f"{flag} {amount}: give a number above 0")
+
+
+def _boundary(channel_last_input: Sequence[str], normalize: str | None) -> Boundary:
+    mean, std = parse_normalisation(normalize) if normalize is not None else ((), ())
+    return Boundary(tuple(channel_last_input), mean, std)
 
 
 def supported(device: Device) -> str:
@@ -139,6 +202,38 @@ def supported(device: Device) -> str:
         if runtime in device.runtimes.value
     ]
     return f"{device.name} takes {'; '.join(rows)}"
+
+
+def _quantization(
+    device: Device,
+    runtimes: tuple[str, ...],
+    precision: Precision,
+    calibration: str,
+    min_sqnr: float | None,
+) -> Request | None:
+    """Returns how to quantize; raises InputError for settings that mean nothing together."""
+    method: CalibrationMethod | None = next((one for one in METHODS if one == calibration), None)
+    if method is None:
+        raise UnknownName("calibration", calibration, METHODS)
+    if precision == "float":
+        if min_sqnr is not None:
+            raise InputError("--min-sqnr: float is not quantized; name --precision auto with it")
+        return None
+    if min_sqnr is not None and not math.isfinite(min_sqnr):
+        raise InputError(f"--min-sqnr {min_sqnr}: give a number of dB")
+    on_npu = NPU in runtimes
+    start, levels = levels_above(
+        precision,
+        wide_weights=not on_npu or (device.fact("htp_arch") or 0) >= WIDE_WEIGHTS_ARCH,
+        floats=not on_npu or device.fact("fp16") is True,
+    )
+    if min_sqnr is not None and not levels:
+        raise InputError(
+            f"--min-sqnr: {precision} on {device.name} has no wider weights to promote layers to;"
+            " use --precision auto"
+        )
+    least_db = AUTO_SQNR_DB if precision == "auto" and min_sqnr is None else min_sqnr
+    return Request(start, method, least_db, levels)
 
 
 def _computes(device: Device, runtime: str, precision: Precision) -> bool:

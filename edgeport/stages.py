@@ -7,13 +7,16 @@ later stages. Importing this module imports onnx and numpy, but torch only where
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeport import compare
+import onnx
+
 from edgeport.capture import (
+    Outputs,
     capture_module,
     check_outputs,
     load_onnx,
@@ -22,106 +25,180 @@ from edgeport.capture import (
     run_module,
     save_model,
 )
-from edgeport.catalog import Source, build_module
-from edgeport.errors import StageFailed
+from edgeport.catalog import Source
+from edgeport.errors import InputError, StageFailed
 from edgeport.feeds import (
     PARITY_INPUTS,
+    PARITY_INTEGERS,
     PARITY_OUTPUTS,
+    Feed,
     FeedPlan,
     calibration_feeds,
     parity_feeds,
 )
 from edgeport.fingerprint import file_sha256
 from edgeport.measure import environment, interleave, ratio, to_measurement
-from edgeport.passes import EXACT
+from edgeport.parity import compared, computed, described, hold, proven, tolerance_db
+from edgeport.passes import EXACT_DB, Target, passes_for
 from edgeport.passes.apply import apply_passes
-from edgeport.quantize.apply import boundary_scales, quantize_file
-from edgeport.quantize.config import CONFIGS
+from edgeport.quantize.apply import layer_losses, quantize_as
+from edgeport.quantize.config import Request
+from edgeport.quantize.integer_io import (
+    decode_outputs,
+    edge_scales,
+    encode_feed,
+    load_edges,
+    quantize_edges,
+    save_edges,
+)
+from edgeport.quantize.mixed import describe
 from edgeport.runtimes import qnn_context_binary
 from edgeport.runtimes.onnx import Session
-from edgeport.runtimes.samples import Sample, load_samples, named_outputs, save_samples
+from edgeport.runtimes.samples import load_samples, named_outputs, save_samples
 from edgeport.runtimes.worker import Limits
-from edgeport.types import (
-    Artifact,
-    Device,
-    Measurement,
-    NodeReport,
-    Precision,
-    Provenance,
-    plain,
-)
+from edgeport.sources import Built, build
+from edgeport.sources.onnx_file import fix_output_shapes, lookup_ranges, open_onnx
+from edgeport.types import Device, Measurement, Precision, plain
 
 if TYPE_CHECKING:
-    from torch import nn
-
-EXACT_DB = 80.0  # float32 rounding stays above 100 dB here; a wrong graph is far below 80
+    import onnx_ir as ir
 
 
-def capture(directory: Path, plan: FeedPlan, module: nn.Module | None = None) -> dict[str, Any]:
+def capture(directory: Path, plan: FeedPlan, built: Built | None = None) -> dict[str, Any]:
     """Writes model.onnx, the parity inputs, and the reference outputs: torch's, or the file's own.
 
-    Returns the artifact with the specs of the graph's inputs and outputs.
+    Returns the artifact with the specs of the graph's inputs and outputs, and the ranges of its
+    integer inputs.
     """
     source = plan.source
-    if source.path is not None and source.kind == "onnx":
-        model = load_onnx(source.path)
-        plan = FeedPlan(**{**vars(plan), "specs": model_inputs(model)})
-        feeds = parity_feeds(plan)
-        original = Session(source.path)
-        references = [check_outputs(original.run(feed)) for feed in feeds]
+    notes: tuple[str, ...] = ()
+    if source.kind == "onnx":
+        model, plan, feeds, references = _capture_file(plan)
     else:
-        feeds = parity_feeds(plan)
-        module = module if module is not None else build_module(source, plan.seed)
-        references = run_module(module, feeds)
-        model = capture_module(module, feeds[0])
+        built = built if built is not None else build(source, plan.seed)
+        plan = replace(plan, specs=built.inputs, integer_ranges=built.integer_ranges)
+        feeds, notes = parity_feeds(plan), built.notes
+        inner = _inner(plan, feeds)
+        references = run_module(built.module, inner)
+        model = capture_module(built.module, inner[0])
+    plan.boundary.fold(model, plan.specs)
     save_model(model, directory / "model.onnx")
     save_samples(directory / PARITY_INPUTS, feeds)
     save_samples(directory / PARITY_OUTPUTS, [named_outputs(one) for one in references])
-    artifact = _proven(directory / "model.onnx", "capture", "fp32", directory, EXACT_DB)
+    artifact = proven(directory / "model.onnx", "capture", "fp32", directory, EXACT_DB, notes=notes)
     return {
         "artifact": artifact.to_dict(),
         "inputs": [spec.to_dict() for spec in model_inputs(model)],
+        "model_inputs": [spec.to_dict() for spec in plan.specs],
         "outputs": [spec.to_dict() for spec in model_outputs(model)],
+        "integer_ranges": dict(plan.integer_ranges),
     }
 
 
-def run_passes(directory: Path, captured: Path) -> dict[str, Any]:
-    """Writes optimized.onnx: the captured model after the exact passes, each proven by itself."""
+def _capture_file(plan: FeedPlan) -> tuple[ir.Model, FeedPlan, list[Feed], list[Outputs]]:
+    """Returns an ONNX file's model at the sizes asked for, and what the file itself computes."""
+    source = plan.source
+    assert source.path is not None
+    model = open_onnx(source.path, source.inputs)
+    ranges = lookup_ranges(model)
+    plan = replace(plan, specs=model_inputs(model), integer_ranges=ranges)
+    feeds = parity_feeds(plan)
+    try:
+        original = Session(source.path)
+        references = [check_outputs(original.run(feed)) for feed in _inner(plan, feeds)]
+    except StageFailed as error:  # nothing was made of the file yet: it is the input that fails
+        raise InputError(f"{source.text}: {error}") from error
+    fix_output_shapes(model, references[0])
+    return model, plan, feeds, references
+
+
+def _inner(plan: FeedPlan, feeds: Sequence[Feed]) -> list[Feed]:
+    """Returns what the model takes for what the app gives; raises where the boundary cannot be."""
+    plan.boundary.check(plan.specs)
+    return [plan.boundary.to_inner(feed, plan.specs) for feed in feeds]
+
+
+def run_passes(directory: Path, captured: Path, target: Target) -> dict[str, Any]:
+    """Writes optimized.onnx: the captured model after the target's passes, each one proven."""
     model = load_onnx(captured / "model.onnx")
     feeds = load_samples(captured / PARITY_INPUTS)
-    applied = apply_passes(model, EXACT, feeds, minimum_db=EXACT_DB)
+    applied = apply_passes(model, passes_for(target), feeds, minimum_db=EXACT_DB)
     save_model(applied.model, directory / "optimized.onnx")
-    artifact = _proven(
+    artifact = proven(
         directory / "optimized.onnx",
         "passes",
         "fp32",
         captured,
-        EXACT_DB,
-        steps=tuple((name, count) for name, count, _ in applied.steps),
+        applied.least_db(EXACT_DB),
+        steps=tuple((step.name, step.count) for step in applied.steps),
         notes=applied.notes,
     )
     proofs = [
-        {"pass": name, "count": count, "sqnr_db": plain(difference_db)}
-        for name, count, difference_db in applied.steps
+        {
+            "pass": step.name,
+            "count": step.count,
+            "sqnr_db": plain(step.sqnr_db),
+            "rolled_back": step.rolled_back,
+        }
+        for step in applied.steps
     ]
     return {"artifact": artifact.to_dict(), "passes": proofs}
 
 
 def quantize(
-    directory: Path, optimized: Path, captured: Path, plan: FeedPlan, precision: Precision
+    directory: Path,
+    optimized: Path,
+    captured: Path,
+    plan: FeedPlan,
+    precision: Precision,
+    request: Request,
+    integer_io: bool,
 ) -> dict[str, Any]:
-    """Writes quantized.onnx, calibrated on the plan's calibration feeds."""
+    """Writes quantized.onnx, calibrated on the plan's calibration feeds.
+
+    With `integer_io` its inputs and outputs are the integers themselves, and the parity inputs as
+    such are written too. The trade-off is one entry per choice of precisions that was tried; empty
+    where none was asked.
+    """
     target = directory / "quantized.onnx"
-    feeds = calibration_feeds(plan)
-    count = quantize_file(optimized / "optimized.onnx", target, CONFIGS[precision], feeds)
-    artifact = _proven(
-        target, "quantize", precision, captured, _tolerance_db(plan.source, precision)
+    quantized = quantize_as(
+        optimized / "optimized.onnx", target, request, lambda: calibration_feeds(plan)
+    )
+    scales = edge_scales(onnx.load(target))
+    edges = quantize_edges(target) if integer_io else {}
+    if integer_io:
+        save_edges(target, edges)
+        stored = [encode_feed(feed, edges) for feed in load_samples(captured / PARITY_INPUTS)]
+        save_samples(directory / PARITY_INTEGERS, stored)
+    artifact = proven(
+        target,
+        "quantize",
+        quantized.computed,
+        captured,
+        max(tolerance_db(plan.source, precision), request.least_db or float("-inf")),
+        notes=tuple(describe(step) for step in quantized.steps),
     )
     return {
         "artifact": artifact.to_dict(),
-        "calibrated_on": count,
-        "io_scales": boundary_scales(target),
+        "calibrated_on": quantized.count,
+        "io_scales": {name: scale.to_dict() for name, scale in scales.items()},
+        "integer_io": sorted(edges),
+        "trade_off": [step.to_dict() for step in quantized.steps],
     }
+
+
+def sensitivity(
+    optimized: Path, plan: FeedPlan, request: Request, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Returns the layers of optimized.onnx by what they lose when quantized alone."""
+    found = layer_losses(
+        optimized / "optimized.onnx",
+        request.precision,
+        request.method,
+        lambda: calibration_feeds(plan),
+        lambda done, total: progress(f"layer {done} of {total}"),
+    )
+    return {"layers": [one.to_dict() for one in found]}
 
 
 def lower(
@@ -129,10 +206,10 @@ def lower(
 ) -> dict[str, Any]:
     """Writes model.bin and model_ctx.onnx, compiled for the device's chip."""
     compiled = qnn_context_binary.compile_model(model, directory, device, precision, limits)
-    artifact = _artifact(
+    artifact = described(
         directory / qnn_context_binary.BINARY,
         "lower",
-        _computed(precision),
+        computed(precision),
         nodes=compiled.nodes,
     )
     return {"artifact": artifact.to_dict(), "qairt_version": compiled.qairt_version}
@@ -141,29 +218,34 @@ def lower(
 def emulate(
     directory: Path,
     lowered: Path,
+    model: Path,
     captured: Path,
     source: Source,
     device: Device,
     precision: Precision,
     limits: Limits,
 ) -> dict[str, Any]:
-    """Returns the compiled binary's parity: the emulator runs it on the parity inputs."""
+    """Returns the compiled binary's parity: the emulator runs it on the parity inputs.
+
+    `model` is what was compiled.
+    """
     binary = lowered / qnn_context_binary.BINARY
-    actual = qnn_context_binary.run_emulated(
-        lowered, directory, captured / PARITY_INPUTS, device, limits
-    )
-    parity = _parity(
-        load_samples(captured / PARITY_OUTPUTS), actual, "emulated", file_sha256(binary)
-    )
-    _hold(parity, _tolerance_db(source, precision), "run", f"{binary.name} in the emulator")
-    artifact = _artifact(binary, "run (emulator)", _computed(precision), parity=parity)
+    edges = load_edges(model)
+    inputs = model.with_name(PARITY_INTEGERS) if edges else captured / PARITY_INPUTS
+    stored = qnn_context_binary.run_emulated(lowered, directory, inputs, device, limits)
+    names = Session(model).output_names()
+    actual = [named_outputs(decode_outputs(list(s.values()), names, edges)) for s in stored]
+    references = load_samples(captured / PARITY_OUTPUTS)
+    parity = compared(references, actual, "emulated", file_sha256(binary))
+    hold(parity, tolerance_db(source, precision), "run", f"{binary.name} in the emulator")
+    artifact = described(binary, "run (emulator)", computed(precision), parity=parity)
     return {"artifact": artifact.to_dict()}
 
 
 def run_on_host(model: Path, captured: Path, precision: Precision) -> dict[str, Any]:
     """Returns the parity of the model that onnxruntime runs on this machine."""
-    computed = "fp32" if precision == "float" else precision
-    artifact = _proven(model, "run (host)", computed, captured, float("-inf"))
+    on_host = "fp32" if precision == "float" else computed(precision)
+    artifact = proven(model, "run (host)", on_host, captured, float("-inf"))
     return {"artifact": artifact.to_dict()}
 
 
@@ -201,68 +283,3 @@ def latency(
 def host_threads() -> int:
     """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _computed(precision: Precision) -> str:
-    return "fp16" if precision == "float" else precision
-
-
-def _tolerance_db(source: Source, precision: Precision) -> float:
-    tolerances = source.recipe.tolerance_db if source.recipe is not None else {}
-    return tolerances.get(precision, float("-inf"))
-
-
-def _proven(
-    path: Path,
-    stage: str,
-    computed: str,
-    captured: Path,
-    minimum_db: float,
-    steps: tuple[tuple[str, int], ...] = (),
-    notes: tuple[str, ...] = (),
-) -> Artifact:
-    """Returns the artifact of a model that this machine runs, compared with the reference."""
-    session = Session(path)
-    actual = [named_outputs(session.run(feed)) for feed in load_samples(captured / PARITY_INPUTS)]
-    parity = _parity(load_samples(captured / PARITY_OUTPUTS), actual, "host", file_sha256(path))
-    _hold(parity, minimum_db, stage, path.name)
-    return _artifact(path, stage, computed, steps=steps, notes=notes, parity=parity)
-
-
-def _artifact(
-    path: Path,
-    stage: str,
-    computed: str,
-    *,
-    steps: tuple[tuple[str, int], ...] = (),
-    notes: tuple[str, ...] = (),
-    nodes: tuple[NodeReport, ...] = (),
-    parity: tuple[Measurement, ...] = (),
-) -> Artifact:
-    size, sha = path.stat().st_size, file_sha256(path)
-    return Artifact(stage, path.name, computed, sha, size, 0.0, steps, notes, nodes, parity)
-
-
-def _parity(
-    references: Sequence[Sample], actual: Sequence[Sample], provenance: Provenance, sha256: str
-) -> tuple[Measurement, ...]:
-    """Returns sqnr_db and max_abs: worst over all, and per sample worst over outputs."""
-    pairs = [
-        [(reference[name], answer[name]) for name in reference]
-        for reference, answer in zip(references, actual, strict=True)
-    ]
-    sqnr = tuple(min(compare.sqnr_db(*pair) for pair in sample) for sample in pairs)
-    error = tuple(max(compare.max_abs(*pair) for pair in sample) for sample in pairs)
-    return (
-        Measurement("sqnr_db", min(sqnr), "dB", provenance, sqnr, artifact_sha256=sha256),
-        Measurement("max_abs", max(error), "1", provenance, error, artifact_sha256=sha256),
-    )
-
-
-def _hold(parity: Sequence[Measurement], minimum_db: float, stage: str, name: str) -> None:
-    sqnr_db = parity[0].value
-    if sqnr_db < minimum_db:
-        raise StageFailed(
-            stage,
-            f"{name} is {sqnr_db:.1f} dB from the reference; {minimum_db:.0f} dB are needed",
-        )

@@ -15,8 +15,9 @@ Provenance = Literal["device", "emulated", "host", "modelled"]
 """Where a number comes from: a phone or board ran it; the vendor's NPU emulator ran it (numerics
 only); this machine ran it; it was computed from a device profile."""
 
-Precision = Literal["float", "w8a8", "w8a16"]
-PRECISIONS: tuple[Precision, ...] = ("float", "w8a8", "w8a16")
+Precision = Literal["float", "w8a8", "w8a16", "w4a16", "auto"]
+PRECISIONS: tuple[Precision, ...] = ("float", "w8a8", "w8a16", "w4a16")
+"""Those of a whole model; "auto" chooses one per layer."""
 
 
 def plain(value: Any) -> Any:

@@ -47,6 +47,13 @@ needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime_qnn") is None,
     reason="needs qnn: pip install onnxruntime-qnn",
 )
+needs_timm = pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="needs timm: pip install timm"
+)
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None,
+    reason="needs transformers: pip install transformers",
+)
 needs_pillow = pytest.mark.skipif(
     importlib.util.find_spec("PIL") is None, reason="needs pillow: pip install pillow"
 )
@@ -94,15 +101,14 @@ def conv_net(opset: int = 21) -> onnx.ModelProto:
     return model(nodes, {"image": [1, 3, 16, 16]}, {"y": [1, 4, 16, 16]}, weights, opset)
 
 
-def einsum_net() -> onnx.ModelProto:
-    """Returns a net with one operator that the NPU has not: rank-5 Einsum."""
-    weights = {"t": np.random.default_rng(0).standard_normal((4, 6, 8)).astype(np.float32)}
+def shrink_net() -> onnx.ModelProto:
+    """Returns a net with one operator that the NPU has not, and no pass replaces: Shrink."""
     nodes = [
         node("Relu", "x", "a"),
-        node("Einsum", "a t", "b", equation="byhwc,wkc->byhwk"),
+        node("Shrink", "a", "b"),
         node("Relu", "b", "y"),
     ]
-    return model(nodes, {"x": [1, 2, 3, 4, 8]}, {"y": [1, 2, 3, 4, 6]}, weights)
+    return model(nodes, {"x": [1, 2, 3, 8]}, {"y": [1, 2, 3, 8]})
 
 
 def save(proto: onnx.ModelProto, path: Path) -> Path:

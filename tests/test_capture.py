@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from support import conv_net, gaussian, model, node, save
 from torch import nn
 
-from edgeport import stages
+from edgeport import parity, stages
 from edgeport.capture import (
     capture_module,
     external_data_files,
@@ -29,6 +29,7 @@ from edgeport.errors import InputError, StageFailed
 from edgeport.feeds import PARITY_INPUTS, FeedPlan
 from edgeport.runtimes.onnx import Session
 from edgeport.runtimes.samples import load_samples
+from edgeport.sources import Built
 from edgeport.types import TensorSpec
 
 
@@ -37,7 +38,7 @@ def stage(tmp_path: Path, module: nn.Module, *specs: str, samples: int = 2) -> d
     parsed = tuple(map(parse_spec, specs))
     plan = FeedPlan(Source("factory", "net.py:build", parsed), parsed, 0, samples, 4)
     tmp_path.mkdir(exist_ok=True)
-    return stages.capture(tmp_path, plan, module.eval())
+    return stages.capture(tmp_path, plan, Built(module.eval(), parsed))
 
 
 class Function(nn.Module):
@@ -126,7 +127,7 @@ def test_an_input_that_nothing_uses_stays_an_input_to_the_end(tmp_path: Path) ->
     result = stage(tmp_path, module, "a:float32[2,3]", "b:float32[2,3]")
     assert [spec["name"] for spec in result["inputs"]] == ["a", "b"]
     (tmp_path / "passes").mkdir()
-    stages.run_passes(tmp_path / "passes", tmp_path)
+    stages.run_passes(tmp_path / "passes", tmp_path, "any")
     optimized = Session(tmp_path / "passes" / "optimized.onnx")
     assert [spec.name for spec in optimized.inputs()] == ["a", "b"]
 
@@ -172,6 +173,18 @@ def test_what_forward_prints_stays_off_stdout(
     out, err = capsys.readouterr()
     assert out == ""
     assert "forward" in err
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (2, 6, 8), (1, 2, 3, 6, 8)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_any_rank_is_exported(tmp_path: Path, shape, masked: bool) -> None:
+    def attend(module, x):
+        mask = torch.ones(6, 6).tril() > 0 if masked else None
+        key = x.flip(-1)[..., :1, :, :] if x.dim() == 5 else x  # leading axes that broadcast
+        return nn.functional.scaled_dot_product_attention(x, key, x * 2, mask, scale=0.3)
+
+    sizes = ",".join(map(str, shape))
+    stage(tmp_path, Function(attend), f"x:float32[{sizes}]")  # which compares with torch
 
 
 def test_the_graph_is_static_and_of_the_opset_that_quantization_needs() -> None:
@@ -310,7 +323,7 @@ def test_an_operator_that_nobody_knows(tmp_path: Path, domain: str) -> None:
     strange = helper.make_node("Frobnicate", ["x"], ["y"], domain=domain, name="strange")
     opsets = [helper.make_opsetid(domain, 1)] if domain else []
     proto = model([strange], {"x": [2, 3]}, {"y": [2, 3]}, opset_imports=opsets)
-    with pytest.raises(StageFailed, match="Frobnicate") as caught:
+    with pytest.raises(InputError, match="strange is Frobnicate") as caught:
         onnx_stage(tmp_path, proto)
     assert "\n" not in str(caught.value)
 
@@ -338,7 +351,7 @@ def test_parity_is_the_worst_sample_and_output() -> None:
     reference = [{"output_0": np.ones(4), "output_1": np.ones(4)} for _ in range(2)]
     actual = [{name: array.copy() for name, array in one.items()} for one in reference]
     actual[1]["output_0"][0] = 1.1
-    sqnr, error = stages._parity(reference, actual, "host", "")
+    sqnr, error = parity.compared(reference, actual, "host", "")
     assert sqnr.value == pytest.approx(sqnr_db(reference[1]["output_0"], actual[1]["output_0"]))
     assert (sqnr.samples[0], sqnr.samples[1]) == (float("inf"), sqnr.value)
     assert error.value == pytest.approx(0.1)

@@ -103,3 +103,18 @@ def test_an_output_directory_may_have_the_name_of_a_recipe(
 def test_spaces_between_runtimes(tmp_path: Path, factory: Path, run_cli: Command) -> None:
     done = run_cli(*TINY, *S24, "--target-runtime", "onnx, qnn_context_binary", *OUT, "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_passes_lists_every_pass_and_shows_an_example(run_cli: Command) -> None:
+    from edgeport.passes import all_passes
+
+    rows = json.loads(run_cli("passes", "--json").stdout)
+    assert [row["function"] for row in rows] == [one.__name__ for one in all_passes()]
+    assert all(row["does"] and row["targets"] for row in rows)
+    shown = run_cli("passes", "reciprocal to Div").stdout
+    before, _, after = shown.partition("after (1)")
+    assert "Reciprocal (" in before
+    assert "Div (" in after and "Reciprocal (" not in after
+    unknown = run_cli("passes", "recprocal")
+    assert unknown.returncode == 2
+    assert "reciprocal" in unknown.stderr

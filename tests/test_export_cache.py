@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import FACTORY, gaussian, reference, tiny
+from support import FACTORY, INPUT, gaussian, reference, tiny
 
+import edgeport
 from edgeport import stages
 
 
@@ -42,6 +43,29 @@ def test_what_rebuilds_a_factory(tmp_path: Path) -> None:
     assert np.array_equal(reference(tmp_path), before)
 
     assert tiny(tmp_path, seed=1).cached_steps == 0
+    assert not np.array_equal(reference(tmp_path), before)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_rebuilds_the_factory_of_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "__init__.py").write_text("")
+    (tmp_path / "project" / "net.py").write_text("from project.layers import build\n")
+    layers = tmp_path / "project" / "layers.py"
+    layers.write_text(FACTORY)
+
+    def export() -> Any:
+        return edgeport.export("project.net:build", output_dir="out", **request)
+
+    request: dict[str, Any] = {"device": "s24", "target_runtimes": ("onnx",), "inputs": (INPUT,)}
+    first = export()
+    assert (first.cached_steps, export().cached_steps) == (0, first.steps)
+    before = reference(tmp_path)
+    layers.write_text(FACTORY.replace("nn.ReLU()", "nn.SiLU()"))
+    assert export().cached_steps == 0
     assert not np.array_equal(reference(tmp_path), before)
 
 

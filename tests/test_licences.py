@@ -32,8 +32,9 @@ def licence_of(distribution: metadata.Distribution) -> str:
 def installed_closure() -> dict[str, metadata.Distribution]:
     """Returns the run-time requirements and theirs, as far as this platform installs them."""
     found: dict[str, metadata.Distribution] = {}
-    images = PYPROJECT["project"]["optional-dependencies"]["images"]
-    waiting = [*PYPROJECT["project"]["dependencies"], *images]
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    optional = [one for name in extras if name != "dev" for one in extras[name]]
+    waiting = [*PYPROJECT["project"]["dependencies"], *optional]
     while waiting:
         requirement = waiting.pop()
         name = re.match(r"[A-Za-z0-9_.-]+", requirement)[0].lower().replace("_", "-")

@@ -129,3 +129,14 @@ def slow_write(directory: str, seconds: float) -> None:
 def print_bytes_and_abort() -> None:
     os.write(1, b"\xff\xfe\x00 not text\n")
     os.abort()
+
+
+def simplify_folder(folder: str) -> None:
+    """Writes N.simple beside each N.onnx that onnxsim takes."""
+    from edgeport.passes.simplify import simplify_file
+
+    for source in sorted(Path(folder).glob("*.onnx")):
+        try:
+            simplify_file(str(source), str(source.with_suffix(".simple")))
+        except Exception as error:  # onnxsim's own; the pass goes on without it
+            print(f"{source.name}: {error}")

@@ -9,8 +9,11 @@ from typing import NoReturn
 import click
 
 import edgeport
+from edgeport.cli.doctor import doctor
 from edgeport.cli.export import export
 from edgeport.cli.listing import list_things
+from edgeport.cli.passes import passes
+from edgeport.cli.sensitivity import sensitivity
 from edgeport.errors import EdgeportError
 
 
@@ -21,7 +24,10 @@ def cli() -> None:
 
 
 cli.add_command(export)
+cli.add_command(doctor)
 cli.add_command(list_things)
+cli.add_command(passes)
+cli.add_command(sensitivity)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -33,8 +39,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str], verbose: bool) -> int:
     try:
-        cli.main(arguments, prog_name="edgeport", standalone_mode=False)
-        return 0
+        # click gives the code of its Exit, with which a gate ends, or what the command returned.
+        code = cli.main(arguments, prog_name="edgeport", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except click.ClickException as error:

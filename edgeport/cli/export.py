@@ -12,71 +12,41 @@ from typing import Any
 
 import click
 
+from edgeport.cli.options import (
+    SourceCommand,
+    make_request,
+    quantization_options,
+    source_options,
+    target_options,
+)
 from edgeport.descriptors import redirected
-from edgeport.types import PRECISIONS, Option
 
 
-class _ExportCommand(click.Command):
-    """Adds the options of the recipe that is named as flags: `--grid 28` for padre."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        from edgeport.catalog import all_recipes
-
-        takes_value = {
-            name
-            for option in self.params
-            if isinstance(option, click.Option) and not option.is_flag
-            for name in option.opts
-        }
-        words = [arg for arg, before in zip(args, ["", *args]) if before not in takes_value]
-        named = next((word for word in words if word in all_recipes()), None)
-        recipe = all_recipes()[named] if named else None
-        ctx.meta["recipe_options"] = recipe.options if recipe else ()
-        return super().parse_args(ctx, args)
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        extra = [_flag(option) for option in ctx.meta.get("recipe_options", ())]
-        return [*super().get_params(ctx), *extra]
-
-
-def _flag(option: Option) -> click.Option:
-    kind: Any = click.Choice(option.choices) if option.choices else type(option.default)
-    return click.Option(
-        [f"--{option.name.replace('_', '-')}", f"option_{option.name}"],
-        type=kind,
-        default=option.default,
-        show_default=True,
-        help=f"[recipe] {option.help}",
-    )
-
-
-@click.command("export", cls=_ExportCommand)
-@click.argument("source")
-@click.option("--device", help="Target device by name or alias (edgeport list devices).")
-@click.option("--chipset", help="Target chipset, in place of --device.")
-@click.option("--precision", default="float", show_default=True, help=" | ".join(PRECISIONS))
+@click.command("export", cls=SourceCommand)
+@source_options
+@target_options
+@quantization_options
+@click.option(
+    "--min-sqnr",
+    type=float,
+    help="dB that the outputs must hold: layers get more bits until they do. auto: 35.",
+)
 @click.option("--target-runtime", help="Runtimes, comma-separated; default: all the device takes.")
-@click.option("--variant", help="Variant of a recipe (edgeport list recipes).")
-@click.option(
-    "--input", "inputs", multiple=True, help="A factory's input: name:float32[1,3,32,32]."
-)
-@click.option(
-    "--weights", type=click.Path(path_type=Path), help="A factory's .safetensors or .pth."
-)
-@click.option(
-    "--calib-data",
-    type=click.Path(path_type=Path),
-    help="Folder of images or arrays, or one .npz. Images become RGB in 0..1 at the input's size.",
-)
-@click.option(
-    "--calib-samples", default=32, show_default=True, help="Most samples to calibrate on."
-)
 @click.option(
     "--parity-samples", default=1, show_default=True, help="Inputs compared at each stage."
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of random weights and inputs.")
-@click.option("--timeout", default=900.0, show_default=True, help="Seconds for one vendor step.")
-@click.option("--memory", default=16.0, show_default=True, help="GiB for one vendor step.")
+@click.option(
+    "--channel-last-input",
+    multiple=True,
+    help="Name of an input that the app gives with channels last; the graph turns it.",
+)
+@click.option(
+    "--normalize",
+    help="MEAN,STD of images, or all means and then all stds; the app gives 0..1.",
+)
+@click.option(
+    "--quantize-io", is_flag=True, help="Integer inputs and outputs; scales are in DEPLOY.md."
+)
 @click.option(
     "-o",
     "--output-dir",
@@ -92,8 +62,6 @@ def _flag(option: Option) -> click.Option:
 def export(
     source: str,
     target_runtime: str | None,
-    timeout: float,
-    memory: float,
     as_json: bool,
     dry_run: bool,
     verbose: bool,
@@ -101,24 +69,13 @@ def export(
 ) -> None:
     """Export SOURCE for a device and compare every stage with the reference.
 
-    SOURCE is a recipe's name, an .onnx file, or path/to/file.py:factory, where the factory is a
+    SOURCE is a recipe's name, model.onnx, model.pt2, path/to/file.py:factory,
+    package.module:factory, timm:NAME, hf:TYPE[,key=value...] or hf:DIRECTORY. A factory is a
     function or class that gives a torch.nn.Module.
     """
-    recipe_options = {
-        name.removeprefix("option_"): flags.pop(name)
-        for name in list(flags)
-        if name.startswith("option_")
-    }
-    request = {
-        **flags,
-        "source": source,
-        "options": recipe_options,
-        "target_runtimes": [name.strip() for name in target_runtime.split(",")]
-        if target_runtime
-        else (),
-        "timeout_s": timeout,
-        "memory_gib": memory,
-    }
+    request = make_request(source, flags)
+    names = target_runtime.split(",") if target_runtime else ()
+    request["target_runtimes"] = [name.strip() for name in names]
     if dry_run:
         _show_plan(request, as_json)
     else:
@@ -153,7 +110,7 @@ def _run(request: Mapping[str, Any], as_json: bool, verbose: bool) -> None:
 
     started = time.monotonic()
     # stdout is for the result alone, whatever a model's code or a library prints.
-    with _progress() as progress, redirected(1, 2):
+    with show_progress() as progress, redirected(1, 2):
         result = pipeline.export(**request, progress=progress)
     seconds = time.monotonic() - started
     if as_json:
@@ -175,7 +132,7 @@ def _run(request: Mapping[str, Any], as_json: bool, verbose: bool) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def show_progress() -> Iterator[Callable[[str], None]]:
     """Yields a function that shows the running step on stderr; nothing when it is no terminal."""
     if not (sys.stderr.isatty() and sys.stdout.isatty()):
         yield lambda step: None

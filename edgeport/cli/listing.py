@@ -24,8 +24,9 @@ def list_things(what: str, as_json: bool) -> None:
 
 
 def _recipes() -> list[dict[str, Any]]:
-    from edgeport.catalog import all_recipes
+    from edgeport.catalog import all_recipes, own_recipes
 
+    own = own_recipes()
     return [
         {
             "name": recipe.name,
@@ -33,6 +34,7 @@ def _recipes() -> list[dict[str, Any]]:
             "paper": recipe.paper,
             "variants": list(recipe.variants),
             "baseline": recipe.baseline,
+            "file": str(own[recipe.name][1]) if recipe.name in own else None,
         }
         for recipe in all_recipes().values()
     ]

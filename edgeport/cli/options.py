@@ -1,0 +1,142 @@
+"""The options that every command on a source, or for a target, takes; and recipes' own flags.
+
+@click.command("doctor", cls=SourceCommand)
+@source_options
+@target_options
+def doctor(source, **flags):
+    request = make_request(source, flags)       # what plan.make_plan takes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from edgeport.types import PRECISIONS, Option
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class SourceCommand(click.Command):
+    """Adds the options of the recipe that is named as flags: `--grid 28` for padre."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from edgeport.catalog import all_recipes
+
+        takes_value = {
+            name
+            for option in self.params
+            if isinstance(option, click.Option) and not option.is_flag
+            for name in option.opts
+        }
+        words = [arg for arg, before in zip(args, ["", *args]) if before not in takes_value]
+        named = next((word for word in words if word in all_recipes()), None)
+        recipe = all_recipes()[named] if named else None
+        ctx.meta["recipe_options"] = recipe.options if recipe else ()
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        extra = [_flag(option) for option in ctx.meta.get("recipe_options", ())]
+        return [*super().get_params(ctx), *extra]
+
+
+def _flag(option: Option) -> click.Option:
+    kind: Any = click.Choice(option.choices) if option.choices else type(option.default)
+    return click.Option(
+        [f"--{option.name.replace('_', '-')}", f"option_{option.name}"],
+        type=kind,
+        default=option.default,
+        show_default=True,
+        help=f"[recipe] {option.help}",
+    )
+
+
+def source_options(command: Function) -> Function:
+    """Adds SOURCE and what says which weights and inputs it has."""
+    return _added(
+        command,
+        click.argument("source"),
+        click.option("--variant", help="Variant of a recipe (edgeport list recipes)."),
+        click.option(
+            "--input",
+            "inputs",
+            multiple=True,
+            help="name:float32[1,3,32,32]: a factory's input; elsewhere in place of the default.",
+        ),
+        click.option(
+            "--weights",
+            type=click.Path(path_type=Path),
+            help="A module's .safetensors or torch file of tensors.",
+        ),
+        click.option(
+            "--pretrained", is_flag=True, help="Download the weights of a timm or hf model."
+        ),
+        click.option(
+            "--offline", is_flag=True, help="Refuse the network while the model is built."
+        ),
+        click.option(
+            "--seed", default=0, show_default=True, help="Seed of random weights and inputs."
+        ),
+    )
+
+
+def target_options(command: Function) -> Function:
+    """Adds the device, the precision, and the limits of the vendor's tools."""
+    return _added(
+        command,
+        click.option("--device", help="Target device by name or alias (edgeport list devices)."),
+        click.option("--chipset", help="Target chipset, in place of --device."),
+        click.option(
+            "--precision",
+            default="float",
+            show_default=True,
+            help=" | ".join([*PRECISIONS, "auto"]),
+        ),
+        click.option(
+            "--timeout", default=900.0, show_default=True, help="Seconds for one vendor step."
+        ),
+        click.option("--memory", default=16.0, show_default=True, help="GiB for one vendor step."),
+    )
+
+
+def quantization_options(command: Function) -> Function:
+    """Adds on what the model is calibrated, and how ranges follow."""
+    return _added(
+        command,
+        click.option(
+            "--calibration",
+            default="minmax",
+            show_default=True,
+            help="How ranges follow from values: minmax | percentile | mse | entropy.",
+        ),
+        click.option(
+            "--calib-data",
+            type=click.Path(path_type=Path),
+            help="Folder of images or arrays, or one .npz. Images become RGB in 0..1 at the"
+            " input's size.",
+        ),
+        click.option(
+            "--calib-samples", default=32, show_default=True, help="Most samples to calibrate on."
+        ),
+    )
+
+
+def _added(command: Function, *options: Callable[[Function], Function]) -> Function:
+    for option in reversed(options):  # the first is shown first
+        command = option(command)
+    return command
+
+
+def make_request(source: str, flags: dict[str, Any]) -> dict[str, Any]:
+    """Returns the flags under `plan.make_plan`'s names, with the recipe's options in one dict."""
+    request: dict[str, Any] = {"source": source, "options": {}}
+    names = {"timeout": "timeout_s", "memory": "memory_gib"}
+    for name, value in flags.items():
+        if name.startswith("option_"):
+            request["options"][name.removeprefix("option_")] = value
+        else:
+            request[names.get(name, name)] = value
+    return request

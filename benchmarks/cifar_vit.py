@@ -7,9 +7,7 @@ EDGEPORT_DATA.
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,14 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.data import CIFAR, Labels, cifar_images, data_folder
 from benchmarks.tables import DEFAULT, FULL, NOT_RUN, Results, Row, markdown
-from edgeport.errors import InputError
 from edgeport.measure import environment
 from edgeport.types import PRECISIONS, Provenance
 
 SUITE = "cifar_vit"
 DEVICE = "s24"
 MODEL = f"{Path(__file__).with_name('cifar_vit_model.py')}:vit"
+WEIGHTS = "weights/cifar_vit/vit_cifar10.pth"
 CALIBRATION_FILE = "cifar_train.npz"
 INPUT = "image:float32[1,3,32,32]"
 CALIBRATION_IMAGES, TEST_IMAGES = 256, 1000
@@ -38,8 +37,6 @@ PUBLISHED = (
     "Published for these weights: 73.72 % on the original test images. This set holds JPEG copies\n"
     "of them; on all its 10,000 about 71.2 % was measured."
 )
-
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,14 @@ def run(results: Results, full: bool) -> None:
     """Exports in every precision and adds top-1 and agreement at every stage."""
     import torch
 
-    data = _data_folder()
+    data = data_folder(SUITE, WEIGHTS, CIFAR)
     torch.set_num_threads(THREADS)
-    images, labels = _cifar(data, "test", TEST_IMAGES)
+    images, labels = cifar_images(data, "test", TEST_IMAGES)
     reference = _torch_predictions(data, images)
     truth = Truth(images, labels, reference, EMULATED_IMAGES[results.budget])
     with tempfile.TemporaryDirectory(prefix="edgeport-bench-") as folder:
         # One more: the first one is export's parity sample, which it keeps out of calibration.
-        calibration, _ = _cifar(data, "train", CALIBRATION_IMAGES + 1)
+        calibration, _ = cifar_images(data, "train", CALIBRATION_IMAGES + 1)
         np.savez(Path(folder, CALIBRATION_FILE), image=calibration)
         for precision in PRECISIONS:
             if not results.finished(precision):
@@ -82,7 +79,7 @@ def _run_precision(precision: str, data: Path, work: Path, truth: Truth) -> list
         device=DEVICE,
         precision=precision,
         inputs=[INPUT],
-        weights=_weights(data),
+        weights=data / WEIGHTS,
         calib_data=work / CALIBRATION_FILE,
         calib_samples=CALIBRATION_IMAGES,
     )
@@ -117,44 +114,13 @@ def _rows(
     return rows
 
 
-def _data_folder() -> Path:
-    """Returns EDGEPORT_DATA; raises InputError where it does not hold what this suite reads."""
-    named = os.environ.get("EDGEPORT_DATA")
-    if not named:
-        raise InputError("suite cifar_vit needs EDGEPORT_DATA, the folder of weights and images")
-    for needed in (_weights(Path(named)), _images(Path(named))):
-        if not needed.is_file():
-            raise InputError(f"suite cifar_vit reads {needed}: no such file; check EDGEPORT_DATA")
-    return Path(named)
-
-
-def _weights(data: Path) -> Path:
-    return data / "weights" / "cifar_vit" / "vit_cifar10.pth"
-
-
-def _images(data: Path) -> Path:
-    return data / "classification" / "cifar10_jpeg_10k_10k.npz"
-
-
-def _cifar(data: Path, split: str, count: int) -> tuple[NDArray[Any], Labels]:
-    """Returns the first images of a split, `count x 3 x 32 x 32` float32 in 0..1, and labels."""
-    from PIL import Image
-
-    with np.load(_images(data), allow_pickle=False) as arrays:
-        packed, offsets = arrays[f"{split}_jpeg"].tobytes(), arrays[f"{split}_offsets"]
-        labels = arrays[f"{split}_labels"][:count].astype(np.int64)
-    files = [packed[offsets[i] : offsets[i + 1]] for i in range(count)]
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(f)).convert("RGB")) for f in files])
-    scaled = pixels.astype(np.float32) / 255
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)), labels
-
-
 def _torch_predictions(data: Path, images: NDArray[Any]) -> Labels:
     import torch
 
-    from edgeport.catalog import build_module, find_source
+    from edgeport.catalog import find_source
+    from edgeport.sources import build_module
 
-    module = build_module(find_source(MODEL, inputs=[INPUT], weights=_weights(data)), seed=0)
+    module = build_module(find_source(MODEL, inputs=[INPUT], weights=data / WEIGHTS), seed=0)
     with torch.inference_mode():
         return np.asarray(module(torch.from_numpy(images)).argmax(1).numpy())
 

@@ -189,7 +189,8 @@ def _build(size: Size) -> tuple[dict[str, Any], dict[str, Any], dict[str, Mappin
 
 
 def _module(variant: str, part: str, grid: int) -> Any:
-    from edgeport.catalog import build_module, find_source
+    from edgeport.catalog import find_source
+    from edgeport.sources import build_module
 
     options = {"part": part, "grid": grid}
     return build_module(find_source("padre", variant=variant, options=options), seed=0)

@@ -1,4 +1,4 @@
-"""Runs a suite and prints its tables: `python -m benchmarks.run padre|proof|cli|cifar_vit`.
+"""Runs a suite and prints its tables: `python -m benchmarks.run SUITE`, one of SUITES below.
 
 Results are JSON lines, by default in benchmarks/results/SUITE.jsonl. What is finished there is
 not run again; `--fresh` starts the file anew, `--table` only prints, `--readme` also replaces the
@@ -18,7 +18,7 @@ from benchmarks.tables import DEFAULT, FULL, NOT_RUN, Results, environment_line
 from edgeport.errors import EdgeportError
 
 TIMED = ("padre", "cli")
-SUITES = ("padre", "proof", "cli", "cifar_vit")
+SUITES = ("padre", "proof", "cli", "cifar_vit", "zoo", "real")
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5  # of load average: below it, no other process takes a large part of one core
 README = Path(__file__).with_name("README.md")

@@ -201,9 +201,9 @@ TASKS = (
 def _in_torch(name: str, data: Path) -> Run:
     """Returns the task's network in torch, with its weights."""
     import torch
-    from edgeport.sources import build_module
 
     from edgeport.catalog import find_source
+    from edgeport.sources import build_module
 
     task = next(task for task in TASKS if task.name == name)
     source = find_source(task.factory, inputs=[task.input], weights=data / task.weights)

@@ -33,6 +33,10 @@ UNREACHABLE = {
     "merge identity": "(no case has a convolution beside a BatchNormalization)",
     "separate activation": "(no case has a product before an activation)",
     "select before the view": "(no case selects from a transposed view)",
+    "Linear to 1x1 Conv": "(no case has a MatMul between Transposes)",
+    "split large kernels": "(no case has a kernel above 7)",
+    "drop Expand": "(no case has an operator after an Expand)",
+    "bounded warp": "(no case bounds the points that it samples)",
 }
 
 

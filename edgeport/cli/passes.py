@@ -74,7 +74,7 @@ def _example(one: Pass) -> tuple[str, str, int]:
 def _listing(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
-        wide = len(row["targets"]) == 3
+        wide = "any" in row["targets"]
         lines.append(f"{row['name']}  ({'any target' if wide else ', '.join(row['targets'])})")
         lines.append(f"    {row['does']}")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import onnx_ir as ir
 
@@ -17,8 +17,11 @@ from edgeport.passes.activation import fuse_activations
 from edgeport.passes.activation_parts import activation_to_parts
 from edgeport.passes.batch_norm import fold_batch_norm
 from edgeport.passes.batch_norm_affine import batch_norm_to_affine
+from edgeport.passes.bounded_warp import bounded_warp
 from edgeport.passes.dft import dft_to_matmul
 from edgeport.passes.einsum import einsum_to_matmul
+from edgeport.passes.expand_parts import expand_to_parts
+from edgeport.passes.expands import drop_expands
 from edgeport.passes.flat_convolutions import flat_convolutions
 from edgeport.passes.fold import fold_constants
 from edgeport.passes.fold_columns import fold_columns
@@ -26,7 +29,9 @@ from edgeport.passes.gather_view import gather_to_view
 from edgeport.passes.gathers import flatten_gathers
 from edgeport.passes.group_norm import group_norm_to_instance_norm
 from edgeport.passes.inline import inline_functions
+from edgeport.passes.large_kernels import split_large_kernels
 from edgeport.passes.layer_norm import fuse_layer_norm
+from edgeport.passes.linear_conv import linear_to_conv
 from edgeport.passes.masks import finite_masks
 from edgeport.passes.merge_identity import merge_identity
 from edgeport.passes.pads import pad_by_concat
@@ -42,12 +47,13 @@ from edgeport.passes.separate_activation import separate_activation
 from edgeport.passes.simplify import simplify
 from edgeport.passes.softplus import fuse_softplus
 from edgeport.passes.softplus_parts import softplus_to_parts
+from edgeport.passes.transposes import remove_transposes
 from edgeport.passes.triangles import trilu_to_where
 from edgeport.types import PassResult
 
 Pass = Callable[[ir.Model], PassResult]
-Target = Literal["any", "npu float", "npu integer"]
-"""What a tuple of passes is for: any runtime, or the HTP computing fp16 or quantized."""
+Target = Literal["any", "npu float", "npu integer", "gpu"]
+"""What passes are for: any runtime, the HTP computing fp16 or quantized, or a GPU delegate."""
 
 EXACT_DB = 80.0  # float32 rounding stays above 100 dB here; a wrong graph is far below 80
 
@@ -61,6 +67,8 @@ EXACT: tuple[Pass, ...] = (
     merge_parallel_convolutions,  # after it: each branch has its own BatchNormalization
     fuse_layer_norm,  # after reciprocal_to_div: it looks for the division
     fuse_activations,  # after folding: it looks for scalars
+    drop_expands,  # after the norms, which match shapes as they are written
+    remove_transposes,  # last: fused operators are the ones that it knows how to move
 )
 """For every target: the graph becomes smaller or simpler, and no slower on any."""
 
@@ -68,14 +76,15 @@ HTP: tuple[Pass, ...] = (
     einsum_to_matmul,  # no equation but plain attention's is taken
     activation_to_parts,  # its provider has neither Celu nor Softsign
     dft_to_matmul,  # no NPU has the operator
-    finite_masks,
-    power_to_mul,
-    trilu_to_where,
-    resize_to_matmul,
-    fold_columns,
-    scatter_to_matmul,
-    pad_by_concat,
-    flat_convolutions,
+    finite_masks,  # a mask of -1e9 leaves a quantized score no step; -inf is refused
+    power_to_mul,  # x^3 has 13 dB in w8a16
+    trilu_to_where,  # its provider has no Trilu
+    resize_to_matmul,  # no antialiasing, and wrong at any rank but 4
+    fold_columns,  # its provider has no Col2Im
+    scatter_to_matmul,  # refused with "add" in fp16, wrong where it is quantized
+    pad_by_concat,  # no "wrap", and "edge" is wrong in fp16
+    flat_convolutions,  # dilated lines are wrong in fp16; MaxPool has two dimensions at most
+    linear_to_conv,  # before what changes ranks: it looks for pictures of rank 4
     flatten_gathers,  # before what merges axes: it writes views of high rank
     select_branches,  # before it too: a selection from a 5-D view needs none of its axes
     reduce_rank,  # last: it takes the ranks that the others leave
@@ -98,22 +107,33 @@ HTP_INTEGER: tuple[Pass, ...] = (
 """After HTP where the NPU computes on quantized tensors."""
 
 
+GPU: tuple[Pass, ...] = (
+    linear_to_conv,  # pictures stay channels-first, without Transposes
+    bounded_warp,  # delegates have no GridSample
+    split_large_kernels,  # some have no path for depthwise kernels above 7 x 7
+    select_branches,  # delegates stop at rank 4: a 5-D view of q, k and v is refused
+    expand_to_parts,  # LiteRT's delegate refuses BROADCAST_TO
+)
+"""After EXACT for the GPU delegates of LiteRT and others, which HTP's compiler has no use for."""
+
+
 def passes_for(target: Target) -> tuple[Pass, ...]:
     """Returns the passes for a target, in their order."""
     if target == "any":
         return EXACT
+    if target == "gpu":
+        return (*EXACT, *GPU)
     return (*EXACT, *HTP, *(HTP_FLOAT if target == "npu float" else HTP_INTEGER))
 
 
 def all_passes() -> tuple[Pass, ...]:
     """Returns every pass of every target, once."""
-    return tuple(dict.fromkeys((*EXACT, *HTP, *HTP_FLOAT, *HTP_INTEGER)))
+    return tuple(dict.fromkeys((*EXACT, *HTP, *HTP_FLOAT, *HTP_INTEGER, *GPU)))
 
 
 def targets_of(one: Pass) -> tuple[Target, ...]:
     """Returns the targets whose tuples hold this pass."""
-    targets: tuple[Target, ...] = ("any", "npu float", "npu integer")
-    return tuple(target for target in targets if one in passes_for(target))
+    return tuple(target for target in get_args(Target) if one in passes_for(target))
 
 
 def module_of(one: Pass) -> Any:

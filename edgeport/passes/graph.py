@@ -192,7 +192,7 @@ class Editor:
             new.type = old.type if old.type is not None else new.type
             self._made.discard(new)  # it has its final name
         old.replace_all_uses_with(new, replace_graph_outputs=True)
-        self._drop(maker)
+        self.drop(maker)
         self.count += counted
 
     def refuse(self, node: ir.Node, why: str) -> None:
@@ -208,7 +208,7 @@ class Editor:
                         del graph.initializers[key]
         return PassResult(name, self.model, self.count, tuple(self.refused))
 
-    def _drop(self, node: ir.Node) -> None:
+    def drop(self, node: ir.Node) -> None:
         """Removes `node` and what fed only it, where nothing uses its outputs."""
         dead = [node]
         while dead:

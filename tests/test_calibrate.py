@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from support import conv_net, gaussian, model, node
 
 from edgeport.errors import InputError, StageFailed
 from edgeport.quantize import calibrate
-from edgeport.quantize.calibrate import Statistics, choose_range, gather
+from edgeport.quantize.calibrate import Feeds, Statistics, choose_range, gather
 from edgeport.quantize.config import METHODS, Calibration
 from edgeport.quantize.graph import Graph, Probe
 from edgeport.runtimes.onnx import Session
@@ -38,9 +39,8 @@ def squared_error(values: np.ndarray, low: float, high: float, levels: int) -> f
 def test_statistics_are_those_of_all_feeds_at_once(method: str) -> None:
     feeds = [{"x": gaussian([1, 4096], seed, scale=1 + seed)} for seed in range(5)]
     config = Calibration(method=method, bins=64)
-    found, count = gather(Graph(relu_net()), feeds, config, {"x": 1})
+    found = gather(Probe(Graph(relu_net())), feeds, config, {"x": 1})
     values = np.concatenate([feed["x"] for feed in feeds])
-    assert count == 5
     assert (found["x"].low, found["x"].high) == (values.min(), values.max())
     assert found["y"].low == 0.0 and found["y"].high == values.max()
     np.testing.assert_allclose(found["x"].mean, values.mean(axis=0), atol=1e-6)
@@ -54,8 +54,8 @@ def test_statistics_are_those_of_all_feeds_at_once(method: str) -> None:
 def test_a_small_budget_of_memory_gives_the_same_ranges() -> None:
     feeds = [{"image": gaussian([1, 3, 16, 16], seed)} for seed in range(3)]
     config = Calibration(method="percentile")
-    whole, _ = gather(Graph(conv_net()), feeds, config, {})
-    pieces, _ = gather(Graph(conv_net()), feeds, replace(config, group_bytes=1), {})
+    whole = gather(Probe(Graph(conv_net())), feeds, config, {})
+    pieces = gather(Probe(Graph(conv_net())), feeds, replace(config, group_bytes=1), {})
     assert whole.keys() == pieces.keys()
     for name, one in whole.items():
         assert (one.low, one.high) == (pieces[name].low, pieces[name].high)
@@ -87,7 +87,7 @@ def test_one_feed_is_alive_at_a_time() -> None:
             alive -= 1
 
     feeds = (Tracked(x=gaussian([1, 4096], seed)) for seed in range(20))
-    gather(Graph(relu_net()), feeds, Calibration(method="entropy"), {})
+    gather(Probe(Graph(relu_net())), feeds, Calibration(method="entropy"), {})
     assert most <= 2
 
 
@@ -144,7 +144,7 @@ def test_entropy_is_not_misled_by_the_zeros_of_a_relu() -> None:
 def test_a_mask_is_no_value_of_the_range() -> None:
     mask = np.where(np.tri(8) > 0, 0.0, np.finfo(np.float32).min).astype(np.float32)
     net = model([node("Add", "x mask", "y")], {"x": [8, 8]}, {"y": [8, 8]}, {"mask": mask})
-    found, _ = gather(Graph(net), [{"x": gaussian([8, 8])}], Calibration(), {})
+    found = gather(Probe(Graph(net)), [{"x": gaussian([8, 8])}], Calibration(), {})
     assert found["y"].masked and not found["x"].masked
     assert -10 < found["y"].low < found["y"].high < 10
 
@@ -155,16 +155,16 @@ def test_what_is_no_number_is_told(value: float) -> None:
     feed = {"x": np.array([[1.0, 2.0, -1.0, 3.0]], np.float32)}
     if np.isnan(value):
         with pytest.raises(StageFailed, match="tensor y is NaN"):
-            gather(Graph(net), [feed], Calibration(), {})
+            gather(Probe(Graph(net)), [feed], Calibration(), {})
     else:
         zero = {"x": np.array([[1.0, 0.0, 2.0, 3.0]], np.float32)}
-        found, _ = gather(Graph(net), [zero], Calibration(), {})
+        found = gather(Probe(Graph(net)), [zero], Calibration(), {})
         assert found["y"].masked and np.isfinite(found["y"].low)
 
 
-def test_no_feed_is_an_input_error() -> None:
+def test_no_feed_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least one"):
-        gather(Graph(relu_net()), [], Calibration(), {})
+        Feeds([], tmp_path)
 
 
 def test_a_probe_gives_the_values_a_session_gives() -> None:

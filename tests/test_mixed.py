@@ -45,9 +45,11 @@ def feeds_of(proto: onnx.ModelProto, count: int = 4) -> list[dict[str, np.ndarra
 
 
 def calibrated(tmp_path: Path, proto: onnx.ModelProto, method: str = "minmax") -> Calibrated:
+    """Returns the network, its weights rounded without a look at the first two feeds."""
     config = CONFIGS["w8a8"]
     config = replace(config, calibration=replace(config.calibration, method=method))
-    return calibrate_file(save(proto, tmp_path / "float.onnx"), config, feeds_of(proto))
+    source = save(proto, tmp_path / "float.onnx")
+    return calibrate_file(source, config, feeds_of(proto), judged=2)
 
 
 def mixed(base: NodePrecision, **own: NodePrecision):
@@ -295,7 +297,7 @@ def test_a_fused_relu_and_a_reshape_are_no_layers(tmp_path: Path) -> None:
     assert layers(calibrated(tmp_path, conv_net())) == ["n_c", "n_y"]
 
 
-@pytest.mark.parametrize("least_db", [0.0, 41.0, 45.0, 70.0])
+@pytest.mark.parametrize("least_db", [0.0, 50.0, 55.0, 70.0])
 def test_promotion_holds_what_is_asked_with_no_more_than_needed(
     tmp_path: Path, least_db: float
 ) -> None:
@@ -368,4 +370,4 @@ def test_a_mixed_model_is_one_graph_on_the_npu(
     save_samples(tmp_path / "inputs.npz", feeds)
     (found,) = run_emulated(tmp_path, tmp_path, tmp_path / "inputs.npz", device, LIMITS)
     (reference,), (host,) = run(sums_net(), feeds[0]), run(proto, feeds[0])
-    assert sqnr_db(reference, next(iter(found.values()))) > sqnr_db(reference, host) - 3
+    assert sqnr_db(reference, next(iter(found.values()))) > min(sqnr_db(reference, host), 45) - 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -10,8 +11,9 @@ from pathlib import Path
 import onnx
 
 from edgeport.errors import EdgeportError, StageFailed
-from edgeport.quantize.calibrate import gather
+from edgeport.quantize.calibrate import Feeds, gather
 from edgeport.quantize.config import (
+    CONFIGS,
     CalibrationMethod,
     NodePrecision,
     QuantConfig,
@@ -19,32 +21,46 @@ from edgeport.quantize.config import (
     configured,
 )
 from edgeport.quantize.equalize import equalize
-from edgeport.quantize.graph import Feed, Graph, save_proto
+from edgeport.quantize.graph import Feed, Graph, Probe, save_proto
 from edgeport.quantize.insert import Calibrated, insert_pairs
 from edgeport.quantize.mixed import TradeOff, promote
 from edgeport.quantize.sensitivity import Judge, LayerLoss, Progress, rank_layers
-from edgeport.quantize.weights import mean_axes
+from edgeport.quantize.weights import mean_axes, round_weights
 
 JUDGED_FEEDS = 4  # of the calibration feeds: each tried choice of precisions runs them
 MARGIN_DB = 2.0  # other inputs than those that chose may lose a little more
 
 
-def calibrate_file(source: Path, config: QuantConfig, feeds: Iterable[Feed]) -> Calibrated:
+def calibrate_file(
+    source: Path,
+    config: QuantConfig,
+    feeds: Iterable[Feed],
+    levels: Iterable[NodePrecision] = (),
+    judged: int = 0,
+) -> Calibrated:
     """Returns the graph in `source` with the statistics of its tensors over all feeds.
 
-    Raises StageFailed with onnxruntime's first line where it cannot run the graph.
+    Its weights are rounded for `config` and for the precisions in `levels`, without a look at the
+    first `judged` feeds, or half of them where they are few. Raises StageFailed with onnxruntime's
+    first line where it cannot run the graph.
     """
+    configs = (config, *(CONFIGS[level] for level in levels if level != "float"))
     try:
         graph = Graph(onnx.load(source))
         if config.equalize:
             equalize(graph)
-        statistics, count = gather(graph, feeds, config.calibration, mean_axes(graph))
+        with tempfile.TemporaryDirectory(prefix="edgeport-feeds-") as folder:
+            stored, probe = Feeds(feeds, Path(folder)), Probe(graph)
+            statistics = gather(probe, stored, config.calibration, mean_axes(graph))
+            weights = round_weights(
+                graph, statistics, probe, stored, configs, min(judged, stored.count // 2)
+            )
     except EdgeportError:
         raise
     except Exception as error:  # onnxruntime's binding raises a class per status code
         line = next(iter(str(error).splitlines()), "")
         raise StageFailed("quantize", f"{type(error).__name__}: {line}") from error
-    return Calibrated(graph, statistics, count)
+    return Calibrated(graph, statistics, stored.count, weights)
 
 
 def quantize_file(source: Path, target: Path, config: QuantConfig, feeds: Iterable[Feed]) -> int:
@@ -63,7 +79,7 @@ def layer_losses(
 ) -> tuple[LayerLoss, ...]:
     """Returns what each layer of the model loses when it alone is quantized, the worst first."""
     config = configured(precision, method)
-    calibrated = calibrate_file(source, config, feeds())
+    calibrated = calibrate_file(source, config, feeds(), judged=1)
     judge = Judge(calibrated, list(islice(feeds(), 1)))
     return rank_layers(calibrated, config, judge, progress=progress)
 
@@ -87,8 +103,9 @@ def quantize_as(
     config = configured(request.precision, request.method)
     if request.least_db is None:
         return Quantized(quantize_file(source, target, config, feeds()), request.precision, ())
-    calibrated = calibrate_file(source, config, feeds())
-    judge = Judge(calibrated, list(islice(feeds(), JUDGED_FEEDS)))
+    calibrated = calibrate_file(source, config, feeds(), request.levels, JUDGED_FEEDS)
+    judged = max(1, min(JUDGED_FEEDS, calibrated.count // 2))
+    judge = Judge(calibrated, list(islice(feeds(), judged)))
     wanted_db = request.least_db + MARGIN_DB
     mixed = promote(calibrated, config, judge, request.levels, wanted_db)
     if mixed.sqnr_db < request.least_db:

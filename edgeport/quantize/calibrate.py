@@ -9,7 +9,6 @@ histogram per tensor.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from edgeport.errors import InputError, StageFailed
 from edgeport.quantize.config import BITS, Calibration, IntegerType
-from edgeport.quantize.graph import Array, Feed, Graph, Probe
+from edgeport.quantize.graph import Array, Feed, Probe
 from edgeport.runtimes.samples import load_samples, save_samples
 
 MASK = 1e9  # no activation is as large: such a value stands for minus infinity
@@ -41,7 +40,10 @@ class Statistics:
 
 
 class Feeds:
-    """Calibration feeds that can be read more than once: the first reading copies them to disk."""
+    """Calibration feeds that can be read more than once: the first reading copies them to disk.
+
+    Raises InputError where there is none.
+    """
 
     def __init__(self, feeds: Iterable[Feed], folder: Path) -> None:
         self._folder = folder
@@ -49,6 +51,8 @@ class Feeds:
         for feed in feeds:
             save_samples(folder / f"{self.count}.npz", [feed])
             self.count += 1
+        if not self.count:
+            raise InputError("no calibration inputs: at least one is needed")
 
     def __iter__(self) -> Iterator[Feed]:
         for index in range(self.count):
@@ -56,25 +60,19 @@ class Feeds:
 
 
 def gather(
-    graph: Graph, feeds: Iterable[Feed], config: Calibration, means: Mapping[str, int]
-) -> tuple[dict[str, Statistics], int]:
+    probe: Probe, feeds: Iterable[Feed], config: Calibration, means: Mapping[str, int]
+) -> dict[str, Statistics]:
     """Returns the statistics of every float32 tensor that a node makes or the caller gives.
 
-    `means` gives the tensors whose mean per channel is wanted, with the channels' axis. Returns
-    also how many feeds there were. Raises StageFailed for a tensor with NaN, InputError where there
-    is no feed.
+    `feeds` is read several times; `means` gives the tensors whose mean per channel is wanted, with
+    the channels' axis. Raises StageFailed for a tensor with NaN.
     """
-    probe = Probe(graph)
-    with tempfile.TemporaryDirectory(prefix="edgeport-feeds-") as folder:
-        stored = Feeds(feeds, Path(folder))
-        if not stored.count:
-            raise InputError("no calibration inputs: at least one is needed")
-        statistics: dict[str, Statistics] = {}
-        for group in list(probe.groups(probe.shapes, config.group_bytes)):
-            statistics |= _ranges(probe, group, stored, means)
-            if config.method != "minmax":
-                statistics |= _histograms(probe, group, stored, statistics, config.bins)
-    return statistics, stored.count
+    statistics: dict[str, Statistics] = {}
+    for group in probe.groups(probe.shapes, config.group_bytes):
+        statistics |= _ranges(probe, group, feeds, means)
+        if config.method != "minmax":
+            statistics |= _histograms(probe, group, feeds, statistics, config.bins)
+    return statistics
 
 
 def _ranges(
@@ -100,7 +98,7 @@ def _measure(name: str, values: Array, axis: int | None) -> Statistics:
         low, high = (float(kept.min()), float(kept.max())) if kept.size else (0.0, 0.0)
     if axis is None or masked:
         return Statistics(low, high, masked, values.shape)
-    others = tuple(a for a in range(values.ndim) if a != axis)
+    others = tuple(a for a in range(values.ndim) if a != axis % values.ndim)
     mean = values.mean(axis=others, dtype=np.float64)
     return Statistics(low, high, shape=values.shape, mean=mean)
 

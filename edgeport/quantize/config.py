@@ -65,6 +65,7 @@ class QuantConfig:
     per_channel: bool = True
     calibration: Calibration = field(default_factory=Calibration)
     bias_correction: bool = True  # resnet18 in w8a16: 35 dB without, 45 with
+    round_by_data: bool = True
     equalize: bool = False
     block: int = 0
     rules: tuple[WeightRule, ...] = ()

@@ -112,6 +112,11 @@ def to_reals(integers: Array, grid: Grid) -> Array:
     return reals.astype(np.float32)
 
 
+def steps_of(grid: Grid, shape: tuple[int, ...]) -> Array:
+    """Returns the step of each element of a constant of this shape, float64."""
+    return np.broadcast_to(_broadcast(grid, len(shape), shape)[0], shape)
+
+
 def _broadcast(grid: Grid, rank: int, shape: tuple[int, ...]) -> tuple[Array, Array]:
     scale, zero = grid.scale.astype(np.float64), grid.zero_point.astype(np.float64)
     if grid.axis is None:

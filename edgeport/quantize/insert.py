@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeport.quantize.calibrate import Statistics
 from edgeport.quantize.config import CONFIGS, IntegerType, NodePrecision, QuantConfig
 from edgeport.quantize.graph import Array, Graph
-from edgeport.quantize.grids import Grid, to_integers
+from edgeport.quantize.grids import Grid, to_integers, to_reals
+from edgeport.quantize.rounding import RoundedWeight
 from edgeport.quantize.tensors import FIXED, MOVES, TensorGrids, clip_ends
-from edgeport.quantize.weights import ConstantGrids, output_shift
+from edgeport.quantize.weights import ConstantGrids, bias_of, output_shift
 
 # No operator of these reads or writes integers in place of floats.
 _NEVER = """
@@ -39,11 +40,16 @@ _WIDE = (TensorProto.UINT16, TensorProto.INT16, TensorProto.INT4)
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A float graph with what its calibration on `count` feeds showed."""
+    """A float graph with what its calibration on `count` feeds showed.
+
+    `weights` are the rounded weights of layers, by name; one that is not there, or not on the grid
+    that is asked for, is rounded to the nearest.
+    """
 
     graph: Graph
     statistics: Mapping[str, Statistics]
     count: int
+    weights: Mapping[str, tuple[RoundedWeight, ...]] = field(default_factory=dict)
 
 
 def insert_pairs(
@@ -102,6 +108,9 @@ class _Inserter:
         self.fused = fused_activations(calibrated, self.precision)
         self.tensors = TensorGrids(self.graph, self.statistics, config.calibration)
         self.weights = ConstantGrids(self.graph, self.statistics, self.tensors)
+        biases = ((layer, bias_of(self.graph, layer)) for layer in self.graph.nodes)
+        # Where a bias is read -> the layer whose mean error it takes off.
+        self.layers = {(at[0].name, at[1]): layer for layer, at in biases if at is not None}
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         # Per tensor: the integers it is stored as, and its name before they are made.
@@ -160,10 +169,11 @@ class _Inserter:
             if name in self.statistics:
                 new.input[index] = self._read(name, dtype)
             elif self._is_float_constant(name):
-                grid = self.weights(node, index, dtype, config)
+                values = self._corrected(node, index, config)
+                grid = self.weights(node, index, dtype, config, values)
                 if grid is not None:
-                    values = self._corrected(node, index, dtype, config)
-                    new.input[index] = self._constant(name, values, grid)
+                    integers = self._integers(node, index, grid, values)
+                    new.input[index] = self._constant(name, integers, grid)
 
     def _config(self, precision: NodePrecision) -> QuantConfig:
         if precision in (self.config.precision, "float"):
@@ -174,20 +184,33 @@ class _Inserter:
         tensor = self.graph.constants.get(name)
         return tensor is not None and tensor.data_type == TensorProto.FLOAT
 
-    def _corrected(
-        self, node: onnx.NodeProto, index: int, dtype: IntegerType, config: QuantConfig
-    ) -> Array:
-        """Returns a constant's values; a bias less the shift that its weight's rounding makes."""
+    def _integers(self, node: onnx.NodeProto, index: int, grid: Grid, values: Array) -> Array:
+        """Returns the values that `node` reads at `index` as integers of `grid`."""
+        for one in self.calibrated.weights.get(node.name, ()) if index == 1 else ():
+            if one.fits(grid):
+                return one.integers
+        return to_integers(values, grid)
+
+    def _corrected(self, node: onnx.NodeProto, index: int, config: QuantConfig) -> Array:
+        """Returns a constant's values; a bias less the shift that its layer's rounding makes."""
         values = self.graph.array(node.input[index])
-        one = self.statistics.get(node.input[0])
-        wanted = config.bias_correction and index == 2 and node.op_type in ("Conv", "Gemm")
-        if not wanted or one is None or one.mean is None:
+        layer = self.layers.get((node.name, index))
+        if layer is None or not config.bias_correction:
             return values
-        if not self._is_float_constant(node.input[1]):
-            return values
-        grid = self.weights(node, 1, dtype, config)
+        return values - self._shift(layer)
+
+    def _shift(self, layer: onnx.NodeProto) -> Array | float:
+        """Returns what rounding a layer's weight adds to its outputs on average."""
+        dtype, one = self._activation(layer), self.statistics.get(layer.input[0])
+        weight = layer.input[1]
+        if dtype is None or one is None or one.mean is None or not self._is_float_constant(weight):
+            return 0.0
+        config = self._config(self.precision[layer.name])
+        grid = self.weights(layer, 1, dtype, config)
         assert grid is not None
-        return values - output_shift(node, self.graph.array(node.input[1]), grid, one.mean)
+        exact = self.graph.array(weight)
+        rounded = to_reals(self._integers(layer, 1, grid, exact), grid)
+        return output_shift(layer, exact, rounded, one.mean)
 
     # Pairs
 
@@ -232,9 +255,8 @@ class _Inserter:
             self.nodes.append(pair)
         return result
 
-    def _constant(self, name: str, values: Array, grid: Grid) -> str:
+    def _constant(self, name: str, integers: Array, grid: Grid) -> str:
         """Writes the rounded constant and its Dequantize; returns the name of their result."""
-        integers = to_integers(values, grid)
         # Two readers of one constant share it only where both want the same integers.
         content = (grid.scale.tobytes(), grid.zero_point.tobytes(), integers.tobytes())
         stem = f"{name}/{grid.dtype}/{zlib.crc32(b''.join(content)):08x}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
 
-from edgeport.quantize.calibrate import MASK, Statistics
+from edgeport.quantize.calibrate import MASK, Feeds, Statistics
 from edgeport.quantize.config import BITS, IntegerType, QuantConfig
-from edgeport.quantize.graph import Array, Graph, attribute
-from edgeport.quantize.grids import Grid, asymmetric, at_least, symmetric, to_integers, to_reals
+from edgeport.quantize.graph import Array, Graph, Probe, attribute
+from edgeport.quantize.grids import Grid, asymmetric, at_least, symmetric
+from edgeport.quantize.rounding import RoundedWeight, moments_of_layers, round_weight
 from edgeport.quantize.tensors import MOVES, TensorGrids, mask_depth
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm")
@@ -27,13 +28,19 @@ class ConstantGrids:
         self._graph, self._statistics, self._tensors = graph, statistics, tensors
 
     def __call__(
-        self, node: onnx.NodeProto, index: int, dtype: IntegerType, config: QuantConfig
+        self,
+        node: onnx.NodeProto,
+        index: int,
+        dtype: IntegerType,
+        config: QuantConfig,
+        corrected: Array | None = None,
     ) -> Grid | None:
         """Returns the grid of the constant that `node` reads at `index`; None to leave it float.
 
-        `dtype` is the type of the node's activations.
+        `dtype` is the type of the node's activations; `corrected` are the constant's values where
+        they are not those of the graph.
         """
-        values = self._graph.array(node.input[index])
+        values = self._graph.array(node.input[index]) if corrected is None else corrected
         for rule in config.rules:
             if (rule.op, rule.input_index) == (node.op_type, index):
                 return _by_rule(values, rule.dtype, rule.symmetric)
@@ -106,27 +113,83 @@ def channel_axis(node: onnx.NodeProto, values: Array) -> int | None:
     return None
 
 
+def round_weights(
+    graph: Graph,
+    statistics: Mapping[str, Statistics],
+    probe: Probe,
+    feeds: Feeds,
+    configs: Iterable[QuantConfig],
+    held_out: int,
+) -> dict[str, tuple[RoundedWeight, ...]]:
+    """Returns the weights of layers, by the layers' names, rounded by what the feeds show them.
+
+    Each is rounded to the grid of each configuration, where these differ; not to 16 bits, of which
+    the nearest is as good. The first `held_out` feeds have no say.
+    """
+    wanted = [one for one in configs if one.round_by_data and BITS[one.weight] < 16]
+    if not wanted:
+        return {}
+    tensors = TensorGrids(graph, statistics, wanted[0].calibration)
+    grids = ConstantGrids(graph, statistics, tensors)
+    found = {}
+    for layer, moments in moments_of_layers(graph, probe, feeds, held_out):
+        if not moments.is_finite:
+            continue
+        values = graph.array(layer.input[1])
+        rounded: list[RoundedWeight] = []
+        for config in wanted:
+            grid = grids(layer, 1, config.activation, config)
+            if grid is not None and not any(one.fits(grid) for one in rounded):
+                rounded.append(round_weight(layer, values, grid, moments))
+        found[layer.name] = tuple(rounded)
+    return found
+
+
+def bias_of(graph: Graph, layer: onnx.NodeProto) -> tuple[onnx.NodeProto, int] | None:
+    """Returns the node and the index at which it reads the constant bias of a weighted layer.
+
+    A MatMul's is that of the Add behind it. None where the layer has no bias.
+    """
+    if layer.op_type in ("Conv", "Gemm") and layer.input[1] in graph.constants:
+        bias = layer.input[2] if len(layer.input) > 2 else ""
+        return (layer, 2) if bias in graph.constants else None
+    if layer.op_type != "MatMul" or layer.input[1] not in graph.constants:
+        return None
+    weight, behind = graph.array(layer.input[1]), graph.only_reader(layer.output[0])
+    if behind is None or behind.op_type != "Add" or weight.ndim != 2:
+        return None
+    index = 1 if behind.input[0] == layer.output[0] else 0
+    if behind.input[index] not in graph.constants:
+        return None
+    shape = graph.array(behind.input[index]).shape
+    return (
+        (behind, index)
+        if shape[-1:] == weight.shape[1:] and max(shape[:-1], default=1) == 1
+        else None
+    )
+
+
 def mean_axes(graph: Graph) -> dict[str, int]:
     """Returns the tensors whose mean bias correction needs, with the axis of their channels."""
-    axes = {}
-    for node in graph.nodes:
-        if node.op_type in ("Conv", "Gemm") and node.input[1] in graph.constants:
-            axes[node.input[0]] = 1
-    return axes
+    return {
+        layer.input[0]: 1 if layer.op_type == "Conv" else -1
+        for layer in graph.nodes
+        if bias_of(graph, layer) is not None
+    }
 
 
-def output_shift(node: onnx.NodeProto, values: Array, grid: Grid, mean: Array) -> Array:
+def output_shift(layer: onnx.NodeProto, values: Array, rounded: Array, mean: Array) -> Array:
     """Returns the expected change of each output channel that rounding a weight brings.
 
     It is sum over inputs of (rounded - exact) * E[input]: what bias correction takes off (Nagel et
     al. 2019, arXiv 1906.04721, section 4.2.1, with the mean from calibration). A convolution's
     padding is counted as if it were inside the image.
     """
-    change = to_reals(to_integers(values, grid), grid).astype(np.float64) - values
-    if node.op_type == "Gemm":
-        turned: Array = change.T if attribute(node, "transB", 0) else change
+    change = rounded.astype(np.float64) - values
+    if layer.op_type != "Conv":
+        turned: Array = change.T if attribute(layer, "transB", 0) else change
         return np.asarray(mean @ turned)
-    groups = attribute(node, "group", 1)
+    groups = attribute(layer, "group", 1)
     filters = change.reshape(groups, change.shape[0] // groups, change.shape[1], -1).sum(-1)
     shift: Array = np.einsum("goi,gi->go", filters, mean.reshape(groups, -1)).ravel()
     return shift

@@ -19,13 +19,14 @@ from edgeport.quantize.tensors import MOVES
 from edgeport.runtimes.onnx import REWRITES_FLOAT_LAYERS
 from edgeport.types import Serialisable
 
+RANKING_FEEDS = 1  # the order of layers needs no more: it is the choice that is judged on several
 Progress = Callable[[int, int], None]
 """Is told how many of how many layers are done."""
 
 
 @dataclass(frozen=True)
 class LayerLoss(Serialisable):
-    """One layer: the SQNR in dB of the outputs with it alone quantized, worst over the feeds.
+    """One layer: the SQNR in dB of the outputs with it alone quantized, on one feed.
 
     `macs` are its multiply-accumulates; a Relu or Clip that is fused into it is not listed.
     """
@@ -41,15 +42,15 @@ class Judge:
 
     def __init__(self, calibrated: Calibrated, feeds: Sequence[Feed]) -> None:
         self._feeds = feeds
-        self._references = self._run(calibrated.graph.model)
+        self._references = self._run(calibrated.graph.model, feeds)
 
-    def __call__(self, model: onnx.ModelProto) -> float:
-        """Returns the least SQNR in dB over feeds and outputs."""
-        answers = self._run(model)
-        pairs = zip(self._references, answers, strict=True)
+    def __call__(self, model: onnx.ModelProto, most: int | None = None) -> float:
+        """Returns the least SQNR in dB over outputs and feeds, or the first `most` feeds."""
+        answers = self._run(model, self._feeds[:most])
+        pairs = zip(self._references[:most], answers, strict=True)
         return min(sqnr_db(*pair) for one in pairs for pair in zip(*one, strict=True))
 
-    def _run(self, model: onnx.ModelProto) -> list[list[Array]]:
+    def _run(self, model: onnx.ModelProto, feeds: Sequence[Feed]) -> list[list[Array]]:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -62,9 +63,7 @@ class Judge:
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=REWRITES_FLOAT_LAYERS,
             )
-            return [
-                [np.asarray(one) for one in session.run(None, dict(feed))] for feed in self._feeds
-            ]
+            return [[np.asarray(one) for one in session.run(None, dict(feed))] for feed in feeds]
         except Exception as error:  # onnxruntime's binding raises a class per status code
             line = next(iter(str(error).splitlines()), type(error).__name__)
             raise StageFailed("quantize", f"onnxruntime cannot run the graph: {line}") from error
@@ -89,7 +88,7 @@ def rank_layers(
     for done, name in enumerate(wanted):
         progress(done, len(wanted))
         members = frozenset({name, fused.get(name, name)})
-        loss = judge(insert_pairs(calibrated, alone, members))
+        loss = judge(insert_pairs(calibrated, alone, members), RANKING_FEEDS)
         node = by_name[name]
         found.append(LayerLoss(name, node.op_type, loss, layer_macs(node, calibrated)))
     progress(len(wanted), len(wanted))

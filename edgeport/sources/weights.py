@@ -16,7 +16,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
     """Loads a .safetensors or torch file into the module; raises InputError with the first keys."""
     state = read_weights(path)
     expected = module.state_dict()
-    missing = [key for key in expected if key not in state]
+    # Files from before BatchNorm counted its batches lack the counts; torch fills them in.
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     surplus = [key for key in state if key not in expected]
     shapes = [
         f"{key} is {tuple(state[key].shape)}, the model has {tuple(expected[key].shape)}"
@@ -48,6 +49,9 @@ def read_weights(path: Path) -> dict[str, Any]:
             state = state[wrapper]
     if not isinstance(state, dict) or not all(hasattr(v, "shape") for v in state.values()):
         raise InputError(f"weights {path} hold no state_dict of tensors")
+    for prefix in ("module.", "_orig_mod."):  # DataParallel and torch.compile put these before all
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 

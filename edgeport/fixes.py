@@ -48,7 +48,7 @@ FIXES: tuple[Fix, ...] = (
         "Scatter.*",
         ".*",
         "write it as a one-hot MatMul where the indices are constant or few (exact); a splat with a"
-        " bounded reach as a sum of shifted images (exact)",
+        " bounded reach with edgeport.rewrites.warp.bounded_splat (exact)",
     ),
     Fix(
         "refused",
@@ -60,7 +60,7 @@ FIXES: tuple[Fix, ...] = (
         "refused",
         "GridSample",
         ".*",
-        "for a displacement bounded by R pixels: a sum of (2R + 1)^2 shifted, weighted images",
+        "for a displacement bounded by a few pixels: edgeport.rewrites.warp.bounded_warp (exact)",
     ),
     Fix("refused", "Expand", ".*", "write it as Concat, or a MatMul with ones (exact)"),
     Fix(

@@ -1,4 +1,4 @@
-"""Rewrites of an `nn.Module` that change the method, so that the result has to be trained.
+"""Rewrites of an `nn.Module` by its author: they change the method, or need to know its bounds.
 
-Exact rewrites, which change no answer, are graph passes and live in `edgeport.passes`.
+Rewrites that follow from the graph alone, and change no answer, are passes in `edgeport.passes`.
 """

@@ -14,7 +14,6 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgeport.fingerprint import digest, file_names, file_sha256
-from edgeport.private import private_directory, write_text_atomic
+from edgeport.private import private_directory, scratch_directory, write_text_atomic
 from edgeport.types import plain
 
 _ENTRY = "entry.json"
@@ -123,8 +122,7 @@ class Cache:
 
     def _private_root(self) -> Path:
         if self._private is None:
-            holder = private_directory(Path(tempfile.gettempdir()), "edgeport-cache", mode=0o700)
-            self._private = self._exit.enter_context(holder)
+            self._private = self._exit.enter_context(scratch_directory())
         return self._private
 
     def _warn(self, error: BaseException) -> None:

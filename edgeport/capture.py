@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from edgeport.errors import InputError, StageFailed
 from edgeport.types import TensorSpec
 
 if TYPE_CHECKING:
+    import onnx
     import torch
     from torch import nn
 
@@ -26,6 +29,7 @@ Outputs = tuple[NDArray[Any], ...]
 OPSET = 21  # the first with 16-bit QuantizeLinear, which w8a16 needs without a custom domain
 # A protobuf holds at most 2 GiB; beyond this many bytes of weights they go to a file beside it.
 EXTERNAL_DATA_BYTES = 1 << 30
+_TALKATIVE = ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir")
 
 
 def run_module(module: nn.Module, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> list[Outputs]:
@@ -42,7 +46,9 @@ def run_module(module: nn.Module, feeds: Sequence[Mapping[str, NDArray[Any]]]) -
         try:
             with torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
                 result = module(*tensors)
-        except Exception as error:  # the user's forward may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the user's forward may raise anything, and sys.exit()
             shapes = ", ".join(f"{name}{list(array.shape)}" for name, array in feed.items())
             raise InputError(f"the model fails on {shapes}: {_first_line(error)}") from error
         leaves = [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
@@ -104,7 +110,10 @@ def capture_module(module: nn.Module, feed: Mapping[str, NDArray[Any]]) -> ir.Mo
                 verbose=False,
             )
         except Exception as error:  # torch.export and its ONNX exporter share no error class
-            raise StageFailed("capture", _first_line(error)) from error
+            line = _first_line(error)
+            if "data-dependent" in line:
+                line = f"the model's path depends on values: use torch.where or torch.cond ({line})"
+            raise StageFailed("capture", line) from error
     assert program is not None
     if not len(program.model.graph):
         raise InputError("the model computes nothing from its inputs; nothing is left to export")
@@ -126,16 +135,21 @@ def _name_outputs(model: ir.Model, names: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the exporter's progress off stdout, and its remarks on torchvision off stderr.
+    """Keeps the exporter's progress, and its remarks and listings of the graph, off the terminal.
 
     The same holds for what its optimizer says of nodes that it cannot fold.
     """
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        nowhere = io.StringIO()
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -144,7 +158,7 @@ def quiet() -> Iterator[None]:
 
 
 def load_onnx(path: Path) -> ir.Model:
-    """Returns the checked ONNX file as IR with its weights in memory.
+    """Returns the checked ONNX file as IR; many weights stay in the file beside it, mapped.
 
     Raises InputError for a file that is no model, has lost its external data, or has open
     dimensions.
@@ -158,8 +172,12 @@ def read_onnx(path: Path) -> ir.Model:
     """Returns the ONNX file as IR, whose inputs may have open axes; raises InputError."""
     import onnx
 
+    data = sum(file.stat().st_size for file in external_data_files(path))
     try:
-        model = ir.from_proto(onnx.load(path))
+        # Mapped, and not read: several GiB would stay in memory from here to the last pass.
+        large = data > EXTERNAL_DATA_BYTES
+        with quiet():  # it warns of what makes the graph invalid, and reads on
+            model = ir.load(path) if large else ir.from_proto(onnx.load(path))
     except Exception as error:  # protobuf, onnx and onnx_ir share no error class
         raise InputError(f"{path} is not a readable ONNX model: {_first_line(error)}") from error
     for value in [value for value in model.graph.inputs if value.is_initializer()]:
@@ -174,7 +192,7 @@ def check_static(model: ir.Model, path: Path) -> None:
     for value in model.graph.inputs:
         if value.shape is None:
             raise InputError(
-                f"{path}: input {value.name} has the open shape {value.shape}, not even a rank; add"
+                f"{path}: input {value.name} has no shape, not even a rank; add"
                 f" --input {value.name}:float32[...] with its sizes"
             )
         if not value.shape.is_static():
@@ -199,17 +217,41 @@ def external_data_files(path: Path) -> list[Path]:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's and onnx's own classes
         raise InputError(f"{path} is not a readable ONNX model: {_first_line(error)}") from error
-    locations = {
-        entry.value
-        for tensor in proto.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    files = [path.parent / location for location in sorted(locations)]
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{path} keeps weights in {file.name}, which is not beside it")
-    return files
+    ends: dict[str, int] = {}
+    for tensor in _tensors_of(proto.graph):
+        entry = {one.key: one.value for one in tensor.external_data}
+        if location := entry.get("location"):
+            end = int(entry.get("offset") or 0) + int(entry.get("length") or 0)
+            ends[location] = max(end, ends.get(location, 0))
+    return [_data_file(path, location, end) for location, end in sorted(ends.items())]
+
+
+def _tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yields the weights of a graph and of the graphs within it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors_of(inner)
+
+
+def _data_file(path: Path, location: str, end: int) -> Path:
+    """Returns the file beside `path` that holds weights up to the byte `end`."""
+    file, folder = path.parent / location, path.parent.resolve()
+    if not Path(os.path.normpath(folder / location)).is_relative_to(folder):
+        raise InputError(
+            f"{path} keeps weights in {location}, outside of its own folder; save it anew with its"
+            " data beside it"
+        )
+    if not file.is_file():
+        raise InputError(f"{path} keeps weights in {location}, which is not beside it")
+    if file.stat().st_size < end:
+        raise InputError(
+            f"{path} keeps {end} bytes of weights in {location}, which has {file.stat().st_size};"
+            " it was cut short: copy it again"
+        )
+    return file
 
 
 def model_inputs(model: ir.Model) -> tuple[TensorSpec, ...]:
@@ -230,15 +272,25 @@ def _spec(value: ir.Value) -> TensorSpec:
 
 def save_model(model: ir.Model, path: Path) -> None:
     """Writes the model; weights past 1 GiB go to `<path>.data` beside it."""
-    weights = sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
-    external = f"{path.name}.data" if weights > EXTERNAL_DATA_BYTES else None
-    ir.save(model, path, external_data=external)
+    mapped = any(isinstance(one, ir.ExternalTensor) for one in _weights(model))
+    external = mapped or weight_bytes(model) > EXTERNAL_DATA_BYTES
+    ir.save(model, path, external_data=f"{path.name}.data" if external else None)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Returns the bytes of all initializers, those of subgraphs included."""
+    return sum(weight.nbytes for weight in _weights(model))
+
+
+def _weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
 
 
 def _first_line(error: BaseException) -> str:
+    while isinstance(error.__cause__, Exception):  # onnx_ir wraps the reason in where it was
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

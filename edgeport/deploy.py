@@ -23,7 +23,7 @@ def deploy_markdown(manifest: Mapping[str, Any]) -> str:
         *(_binary_sections(manifest) if has_binary else ()),
         f"## On any phone: {portable}",
         f"`{portable}` runs on the CPU of every phone with onnxruntime-android"
-        f" {manifest['tools']['onnxruntime']} or newer.",
+        f" {manifest['tools']['onnxruntime']} or newer.{_data_sentence(portable, manifest)}",
         "```kotlin\n"
         "val environment = OrtEnvironment.getEnvironment()\n"
         f'val session = environment.createSession("$filesDir/{portable}")\n'
@@ -35,6 +35,12 @@ def deploy_markdown(manifest: Mapping[str, Any]) -> str:
         _parity_table(manifest["artifacts"]),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _data_sentence(model: str, manifest: Mapping[str, Any]) -> str:
+    """Returns where the weights of a large model lie; nothing where they are in the file itself."""
+    data = f"{model}.data"
+    return f" Keep `{data}`, its weights, beside it." if data in manifest["files"] else ""
 
 
 def _value_sentence(manifest: Mapping[str, Any]) -> str:

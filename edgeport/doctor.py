@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from edgeport.feeds import PARITY_INPUTS, PARITY_OUTPUTS
 from edgeport.fingerprint import file_sha256
 from edgeport.flow import Flow, Step
 from edgeport.plan import NPU, Options, Plan, make_plan
+from edgeport.private import scratch_directory
 from edgeport.staging import GENERATOR, MANIFEST, staged_directory
 from edgeport.types import plain
 
@@ -59,10 +59,10 @@ def examine(
     with (
         _directory(output_dir) as staging,
         Cache(Path(cache_dir) if cache_dir else default_root()) as cache,
-        tempfile.TemporaryDirectory(prefix="edgeport-doctor-") as scratch,
+        scratch_directory() as scratch,
     ):
-        plan = make_plan(source, output_dir=output_dir or Path(scratch, "unused"), **options)
-        found = _Examination(plan, cache, Path(scratch), progress).run(numerics, staging)
+        plan = make_plan(source, output_dir=output_dir or scratch / "unused", **options)
+        found = _Examination(plan, cache, scratch, progress).run(numerics, staging)
         if staging is not None:
             _write(staging, found)
     return found
@@ -89,8 +89,8 @@ class _Examination(Flow):
     def run(self, numerics: bool, kept: Path | None) -> Diagnosis:
         from edgeport.diagnosis import Diagnosis
 
-        plan = self.plan
         captured = self.capture()
+        plan = self.plan  # capture may find that the model is quantized already
         optimized = self.passes(captured)
         passes = tuple((one["pass"], one["count"]) for one in self.facts["passes"])
         changed = any(count for _, count in passes)
@@ -109,7 +109,7 @@ class _Examination(Flow):
             plan.source.text,
             plan.device.name,
             plan.device.chipset,
-            plan.precision,
+            plan.precision_text,
             before,
             after,
             passes,
@@ -123,7 +123,7 @@ class _Examination(Flow):
     def _quantized(self, model: Step, captured: Step, stage: str) -> Step | None:
         """Returns the step to place; None, with a note, where the graph cannot be quantized."""
         try:
-            if self.plan.precision == "float":
+            if self.plan.quantization is None:
                 return model
             return self.quantize(model, captured) if stage == PASSED else self._plain(captured)
         except StageFailed as error:
@@ -200,11 +200,11 @@ class _Examination(Flow):
             from edgeport.runtimes.qnn_placement import place
             from edgeport.subgraph import save_onnx
 
-            with tempfile.TemporaryDirectory(prefix="edgeport-place-") as folder:
-                path = Path(folder, "named.onnx")
+            with scratch_directory() as folder:
+                path = folder / "named.onnx"
                 save_onnx(_bench(model, captured).model, path)
                 inputs = captured.entry.directory / PARITY_INPUTS if numerics else None
-                place_with = (path, Path(folder), plan.device, plan.precision, plan.limits)
+                place_with = (path, folder, plan.device, plan.precision, plan.limits)
                 placement, answers = place(*place_with, inputs)
             failure = ""
             if placement.nodes and (placement.crash or placement.failure):  # it did compile
@@ -317,11 +317,11 @@ def _reduce(
     from edgeport.subgraph import save_onnx
 
     def compiled(units: tuple[int, ...], seconds: float) -> Placement:
-        with tempfile.TemporaryDirectory(prefix="edgeport-reduce-") as folder:
-            path = Path(folder, "part.onnx")
+        with scratch_directory() as folder:
+            path = folder / "part.onnx"
             save_onnx(bench.cut(bench.merge(units)), path)
             limits = replace(plan.limits, seconds=seconds)
-            return place(path, Path(folder), plan.device, plan.precision, limits)[0]
+            return place(path, folder, plan.device, plan.precision, limits)[0]
 
     everything = tuple(range(len(bench.units)))
     started = time.monotonic()

@@ -30,7 +30,7 @@ from edgeport.fingerprint import (
     tree_sha256,
     unchanged,
 )
-from edgeport.plan import Plan
+from edgeport.plan import Plan, keep_quantized
 from edgeport.types import Artifact, TensorSpec
 
 if TYPE_CHECKING:
@@ -80,6 +80,9 @@ class Flow:
 
     def capture(self) -> Step:
         step = self._captured(self.plan.source, self._files_read_by_source())
+        self._built = None  # its weights are in the file now
+        if own := step.entry.result["own_precision"]:
+            self.plan = keep_quantized(self.plan, own)
         self._keep(step, "model.onnx", PARITY_INPUTS, PARITY_OUTPUTS)
         return step
 
@@ -160,7 +163,12 @@ class Flow:
             {"device": plan.device.to_dict(), "precision": plan.precision},
             model,
             lambda directory: _stages().lower(
-                directory, model.path, plan.device, plan.precision, plan.limits
+                directory,
+                model.path,
+                plan.device,
+                plan.precision,
+                plan.limits,
+                plan.computed,
             ),
         )
         self._keep(step, "model.bin", "model_ctx.onnx")
@@ -183,6 +191,7 @@ class Flow:
                 plan.device,
                 plan.precision,
                 plan.limits,
+                plan.computed,
             ),
         )
         self._keep(step)
@@ -194,7 +203,9 @@ class Flow:
             {"reference": captured.key},
             model,
             lambda _: _stages().run_on_host(
-                model.path, captured.entry.directory, self.plan.precision
+                model.path,
+                captured.entry.directory,
+                "fp32" if self.plan.precision == "float" else self.plan.computed,
             ),
         )
         self._keep(step)
@@ -282,7 +293,12 @@ class Flow:
             "optimized.onnx",
             {"target": target},  # the tuples themselves are in edgeport's own source
             captured,
-            lambda directory: _stages().run_passes(directory, captured.entry.directory, target),
+            lambda directory: _stages().run_passes(
+                directory,
+                captured.entry.directory,
+                target,
+                captured.entry.result["own_precision"] or "fp32",
+            ),
         )
 
     def _step(

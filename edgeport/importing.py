@@ -30,9 +30,9 @@ def user_code(name: str) -> Iterator[None]:
     """Turns what the user's code raises into an InputError of one line; `name` says whose it is."""
     try:
         yield
-    except EdgeportError:
+    except (EdgeportError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # it may raise anything
+    except BaseException as error:  # it may raise anything, and leave by SystemExit
         line = next(iter(str(error).splitlines()), "")
         raise InputError(f"{name} raised {type(error).__name__}: {line}") from error
 

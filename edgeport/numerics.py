@@ -9,10 +9,8 @@ DequantizeLinear nodes and runs on the values that it has in the whole graph.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,10 +20,11 @@ from onnx import TensorProto, helper
 
 from edgeport.compare import max_abs, sqnr_db
 from edgeport.errors import StageFailed
+from edgeport.private import scratch_directory
 from edgeport.runtimes.qnn_classes import Answer, run_each
 from edgeport.runtimes.samples import save_samples
 from edgeport.runtimes.worker import Limits
-from edgeport.subgraph import CONVERTERS, Workbench, run_on_host
+from edgeport.subgraph import CONVERTERS, Workbench, run_on_host, save_onnx
 from edgeport.types import Device, Precision, Serialisable
 
 FLOAT_DB = 30.0
@@ -69,14 +68,14 @@ def compare_classes(
     chosen = {key: _widest(bench, units) for key, units in classes.items()}
     cuts = {key: _one_node(bench, unit) for key, unit in chosen.items()}
     feeds = _feeds(bench, list(cuts.values()))
-    with tempfile.TemporaryDirectory(prefix="edgeport-classes-") as folder:
+    with scratch_directory() as folder:
         models, inputs = [], []
         for index, (cut, feed) in enumerate(zip(cuts.values(), feeds)):
-            models.append(Path(folder, f"{index}.onnx"))
-            inputs.append(Path(folder, f"{index}.npz"))
-            onnx.save(cut, models[-1])
+            models.append(folder / f"{index}.onnx")
+            inputs.append(folder / f"{index}.npz")
+            save_onnx(cut, models[-1])
             save_samples(inputs[-1], [feed])
-        answers = run_each(models, inputs, Path(folder), device, precision, limits)
+        answers = run_each(models, inputs, folder, device, precision, limits)
     results = []
     for (key, cut), feed, answer in zip(cuts.items(), feeds, answers, strict=True):
         node = operator_of(bench, chosen[key])

@@ -16,11 +16,6 @@ from edgeport.runtimes.samples import Sample, load_samples, named_outputs
 from edgeport.types import Artifact, Measurement, NodeReport, Precision, Provenance
 
 
-def computed(precision: Precision) -> str:
-    """Returns the type that the NPU computes in."""
-    return {"float": "fp16", "auto": "mixed"}.get(precision, precision)
-
-
 def tolerance_db(source: Source, precision: Precision) -> float:
     """Returns the least SQNR that the source's recipe accepts, minus infinity without one."""
     tolerances = source.recipe.tolerance_db if source.recipe is not None else {}
@@ -61,8 +56,16 @@ def described(
     nodes: tuple[NodeReport, ...] = (),
     parity: tuple[Measurement, ...] = (),
 ) -> Artifact:
-    """Returns the artifact that stands for a file; its seconds are not known yet."""
-    size, sha = path.stat().st_size, file_sha256(path)
+    """Returns the artifact that stands for a file; its seconds are not known yet.
+
+    Its bytes count the weights that lie in a file beside it; its sha256 is the file's own.
+    """
+    size = sum(
+        file.stat().st_size
+        for file in (path, path.with_name(f"{path.name}.data"))
+        if file.is_file()
+    )
+    sha = file_sha256(path)
     return Artifact(stage, path.name, computed_in, sha, size, 0.0, steps, notes, nodes, parity)
 
 

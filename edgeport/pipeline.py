@@ -6,10 +6,9 @@ work; every slow step goes through the cache; files reach the output directory i
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -18,6 +17,7 @@ from edgeport.cache import Cache, default_root
 from edgeport.errors import InputError
 from edgeport.flow import Flow
 from edgeport.plan import NPU, Options, make_plan
+from edgeport.private import scratch_directory
 from edgeport.staging import staged_directory
 from edgeport.types import Artifact
 
@@ -97,13 +97,18 @@ def sensitivity(
     runs on this machine, and nothing is written but the cache. Raises InputError and StageFailed.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="edgeport-sensitivity-") as folder,
+        scratch_directory() as folder,
         Cache(Path(cache_dir) if cache_dir else default_root()) as cache,
     ):
-        plan = make_plan(source, output_dir=Path(folder, "out"), **options)
+        plan = make_plan(source, output_dir=folder / "out", **options)
         if plan.quantization is None:
             raise InputError("float is not quantized: name --precision w8a8, w8a16 or w4a16")
-        flow = Flow(plan, cache, Path(folder), progress)
+        # The precision is that of one layer at a time, and contradicts nothing.
+        flow = Flow(replace(plan, precision_given=False), cache, folder, progress)
         captured = flow.capture()
+        if flow.plan.own_precision:
+            raise InputError(
+                f"{source} is quantized already: give the float model to rank its layers"
+            )
         optimized = flow.passes(captured)
         return flow.sensitivity(optimized, captured)

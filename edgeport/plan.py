@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -44,13 +44,28 @@ class Plan:
     boundary: Boundary
     quantize_io: bool
     quantization: Request | None  # None for float
+    precision_given: bool = True
+    own_precision: str = ""  # of a graph that is quantized already, and kept so
 
     @property
     def passes(self) -> Target:
         """Returns which tuple of passes this target and precision take."""
+        if self.own_precision:
+            return "kept"
         if NPU not in self.runtimes:
             return "any"
         return "npu float" if self.precision == "float" else "npu integer"
+
+    @property
+    def precision_text(self) -> str:
+        """Returns the precision in words: that of a graph that is kept is its own."""
+        return f"{self.own_precision}, as it is" if self.own_precision else self.precision
+
+    @property
+    def computed(self) -> str:
+        """Returns the type that the NPU computes in."""
+        known = {"float": "fp16", "auto": "mixed"}
+        return self.own_precision or known.get(self.precision, self.precision)
 
     def describe(self) -> dict[str, Any]:
         """Returns the plan for the manifest and for `--dry-run`."""
@@ -58,7 +73,7 @@ class Plan:
             "source": self.source.describe(),
             "device": self.device.to_dict(),
             "options": {
-                "precision": self.precision,
+                "precision": self.precision_text,
                 "target_runtimes": list(self.runtimes),
                 "seed": self.seed,
                 "calib_samples": self.calibration_samples,
@@ -72,12 +87,33 @@ class Plan:
         }
 
 
+def keep_quantized(plan: Plan, own: str) -> Plan:
+    """Returns the plan for a model that is quantized to `own` already: nothing is quantized again.
+
+    Raises InputError where another precision, or what needs the float model, was asked for.
+    """
+    name = plan.source.text
+    if plan.precision_given and plan.precision != own:
+        raise InputError(
+            f"{name} is quantized already ({own}), which --precision {plan.precision} contradicts:"
+            " leave --precision out to keep it as it is, or give the float model"
+        )
+    if plan.quantize_io:
+        raise InputError(
+            f"{name} is quantized already and kept as it is: --quantize-io needs the float model"
+        )
+    # "auto" is the precision of a compiler that takes integers, and floats where the chip has them.
+    return replace(plan, precision="auto", quantization=None, own_precision=own)
+
+
 class Options(TypedDict, total=False):
     """What an export takes beside its source and output directory, under the CLI's names."""
 
     device: str | None  # by name or alias
     chipset: str | None  # in place of device
-    precision: str  # float (the NPU computes fp16), w8a8, w8a16, w4a16 or auto; default float
+    # float (the NPU computes fp16), w8a8, w8a16, w4a16 or auto; default: float, and what a graph
+    # that is quantized already has
+    precision: str | None
     calibration: str  # minmax, percentile, mse or entropy; default minmax
     min_sqnr: float | None  # dB: layers get more bits until the outputs hold it; auto: 35
     target_runtimes: Sequence[str]  # default: all that the device takes
@@ -104,7 +140,7 @@ def make_plan(
     output_dir: Path | str | None = None,
     device: str | None = None,
     chipset: str | None = None,
-    precision: str = "float",
+    precision: str | None = None,
     calibration: str = "minmax",
     min_sqnr: float | None = None,
     target_runtimes: Sequence[str] = (),
@@ -132,6 +168,7 @@ def make_plan(
     if (device is None) == (chipset is None):
         raise InputError("name the target: --device NAME or --chipset NAME (edgeport list devices)")
     target = find_device(device) if device is not None else find_chipset(chipset or "")
+    given, precision = precision is not None, precision or "float"
     if precision not in (*PRECISIONS, "auto"):
         known = (*PRECISIONS, "auto")
         raise InputError(f"{UnknownName('precision', precision, known)} {supported(target)}.")
@@ -166,6 +203,7 @@ def make_plan(
         boundary=_boundary(channel_last_input, normalize),
         quantize_io=quantize_io,
         quantization=_quantization(target, runtimes, precision, calibration, min_sqnr),
+        precision_given=given,
     )
     if plan.output_dir is not None:
         check_target(plan.output_dir)

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -48,6 +49,16 @@ def private_directory(parent: Path, stem: str, mode: int = 0o777) -> Iterator[Pa
         remove_tree(directory)
         remove_tree(spare(directory))
         release(lock_file(directory), descriptor)
+
+
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """Yields a new directory for temporary files, which only this user reads.
+
+    It goes with the block, and where the process was killed, with the next one that is made.
+    """
+    with private_directory(Path(tempfile.gettempdir()), "edgeport", mode=0o700) as directory:
+        yield directory
 
 
 def sweep(parent: Path, stem: str) -> None:

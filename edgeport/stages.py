@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 
 from edgeport.capture import (
@@ -26,6 +27,7 @@ from edgeport.capture import (
     save_model,
 )
 from edgeport.catalog import Source
+from edgeport.compare import sqnr_db
 from edgeport.errors import InputError, StageFailed
 from edgeport.feeds import (
     PARITY_INPUTS,
@@ -38,9 +40,10 @@ from edgeport.feeds import (
 )
 from edgeport.fingerprint import file_sha256
 from edgeport.measure import environment, interleave, ratio, to_measurement
-from edgeport.parity import compared, computed, described, hold, proven, tolerance_db
+from edgeport.parity import compared, described, hold, proven, tolerance_db
 from edgeport.passes import EXACT_DB, Target, passes_for
 from edgeport.passes.apply import apply_passes
+from edgeport.private import scratch_directory
 from edgeport.quantize.apply import layer_losses, quantize_as
 from edgeport.quantize.config import Request
 from edgeport.quantize.integer_io import (
@@ -57,11 +60,15 @@ from edgeport.runtimes.onnx import Session
 from edgeport.runtimes.samples import load_samples, named_outputs, save_samples
 from edgeport.runtimes.worker import Limits
 from edgeport.sources import Built, build
+from edgeport.sources.half import widen
 from edgeport.sources.onnx_file import fix_output_shapes, lookup_ranges, open_onnx
+from edgeport.sources.quantized import own_precision
 from edgeport.types import Device, Measurement, Precision, plain
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+FLOAT16_DB = 20.0  # a deep net of float16 loses some 30 dB by rounding alone
 
 
 def capture(directory: Path, plan: FeedPlan, built: Built | None = None) -> dict[str, Any]:
@@ -81,18 +88,53 @@ def capture(directory: Path, plan: FeedPlan, built: Built | None = None) -> dict
         inner = _inner(plan, feeds)
         references = run_module(built.module, inner)
         model = capture_module(built.module, inner[0])
+    if widen(model):
+        plan, feeds, references, note = _widened(model, plan, feeds, references)
+        notes += (note,)
+    own = own_precision(model)
+    if own:
+        notes += (f"quantized already ({own}): kept as it is, without passes or a second rounding",)
     plan.boundary.fold(model, plan.specs)
     save_model(model, directory / "model.onnx")
     save_samples(directory / PARITY_INPUTS, feeds)
     save_samples(directory / PARITY_OUTPUTS, [named_outputs(one) for one in references])
-    artifact = proven(directory / "model.onnx", "capture", "fp32", directory, EXACT_DB, notes=notes)
+    artifact = proven(
+        directory / "model.onnx", "capture", own or "fp32", directory, EXACT_DB, notes=notes
+    )
     return {
         "artifact": artifact.to_dict(),
         "inputs": [spec.to_dict() for spec in model_inputs(model)],
         "model_inputs": [spec.to_dict() for spec in plan.specs],
         "outputs": [spec.to_dict() for spec in model_outputs(model)],
         "integer_ranges": dict(plan.integer_ranges),
+        "own_precision": own,
     }
+
+
+def _widened(
+    model: ir.Model, plan: FeedPlan, feeds: list[Feed], references: list[Outputs]
+) -> tuple[FeedPlan, list[Feed], list[Outputs], str]:
+    """Returns the plan, the feeds, the answers of a graph that was float16, and a note.
+
+    The new answers are the reference. Raises StageFailed where they are far from those in float16.
+    """
+    plan = replace(plan, specs=model_inputs(model))
+    feeds = [
+        {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in feed.items()}
+        for feed in feeds
+    ]
+    with scratch_directory() as folder:
+        save_model(model, folder / "model.onnx")
+        session = Session(folder / "model.onnx")
+        answers = [check_outputs(session.run(feed)) for feed in _inner(plan, feeds)]
+    pairs = [pair for old, new in zip(references, answers) for pair in zip(old, new)]
+    near_db = min(sqnr_db(new, old) for old, new in pairs)
+    if near_db < FLOAT16_DB:
+        raise StageFailed(
+            "capture", f"in float16 the graph is {near_db:.1f} dB from itself in float32"
+        )
+    note = "the graph computes in float16 and was written as float32, inputs and outputs too:"
+    return plan, feeds, answers, f"{note} {near_db:.1f} dB from its answers in float16"
 
 
 def _capture_file(plan: FeedPlan) -> tuple[ir.Model, FeedPlan, list[Feed], list[Outputs]]:
@@ -118,7 +160,7 @@ def _inner(plan: FeedPlan, feeds: Sequence[Feed]) -> list[Feed]:
     return [plan.boundary.to_inner(feed, plan.specs) for feed in feeds]
 
 
-def run_passes(directory: Path, captured: Path, target: Target) -> dict[str, Any]:
+def run_passes(directory: Path, captured: Path, target: Target, computed_in: str) -> dict[str, Any]:
     """Writes optimized.onnx: the captured model after the target's passes, each one proven."""
     model = load_onnx(captured / "model.onnx")
     feeds = load_samples(captured / PARITY_INPUTS)
@@ -127,7 +169,7 @@ def run_passes(directory: Path, captured: Path, target: Target) -> dict[str, Any
     artifact = proven(
         directory / "optimized.onnx",
         "passes",
-        "fp32",
+        computed_in,
         captured,
         applied.least_db(EXACT_DB),
         steps=tuple((step.name, step.count) for step in applied.steps),
@@ -202,14 +244,19 @@ def sensitivity(
 
 
 def lower(
-    directory: Path, model: Path, device: Device, precision: Precision, limits: Limits
+    directory: Path,
+    model: Path,
+    device: Device,
+    precision: Precision,
+    limits: Limits,
+    computed_in: str,
 ) -> dict[str, Any]:
     """Writes model.bin and model_ctx.onnx, compiled for the device's chip."""
     compiled = qnn_context_binary.compile_model(model, directory, device, precision, limits)
     artifact = described(
         directory / qnn_context_binary.BINARY,
         "lower",
-        computed(precision),
+        computed_in,
         nodes=compiled.nodes,
     )
     return {"artifact": artifact.to_dict(), "qairt_version": compiled.qairt_version}
@@ -224,6 +271,7 @@ def emulate(
     device: Device,
     precision: Precision,
     limits: Limits,
+    computed_in: str,
 ) -> dict[str, Any]:
     """Returns the compiled binary's parity: the emulator runs it on the parity inputs.
 
@@ -238,14 +286,13 @@ def emulate(
     references = load_samples(captured / PARITY_OUTPUTS)
     parity = compared(references, actual, "emulated", file_sha256(binary))
     hold(parity, tolerance_db(source, precision), "run", f"{binary.name} in the emulator")
-    artifact = described(binary, "run (emulator)", computed(precision), parity=parity)
+    artifact = described(binary, "run (emulator)", computed_in, parity=parity)
     return {"artifact": artifact.to_dict()}
 
 
-def run_on_host(model: Path, captured: Path, precision: Precision) -> dict[str, Any]:
+def run_on_host(model: Path, captured: Path, computed_in: str) -> dict[str, Any]:
     """Returns the parity of the model that onnxruntime runs on this machine."""
-    on_host = "fp32" if precision == "float" else computed(precision)
-    artifact = proven(model, "run (host)", on_host, captured, float("-inf"))
+    artifact = proven(model, "run (host)", computed_in, captured, float("-inf"))
     return {"artifact": artifact.to_dict()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +13,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from edgeport.private import scratch_directory
 from edgeport.runtimes.onnx import Session
 
 Feed = Mapping[str, NDArray[Any]]
+EXTERNAL_DATA_BYTES = 1 << 30  # of weights; beyond it they lie in a file beside the graph
 CONVERTERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -192,7 +193,7 @@ def used_names(node: onnx.NodeProto) -> Iterator[str]:
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:
     """Writes the model; weights past 1 GiB go to `<path>.data` beside it, and stay in `model`."""
-    external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > 1 << 30
+    external = not _fits_in_a_message(model)
     if external:  # onnx moves the weights of what it saves
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
@@ -200,19 +201,22 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
     onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data")
 
 
+def _fits_in_a_message(model: onnx.ModelProto) -> bool:
+    """Returns whether the model, and a copy that something makes of it, fits in 2 GiB."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= EXTERNAL_DATA_BYTES
+
+
 def run_on_host(model: onnx.ModelProto, feed: Feed) -> tuple[NDArray[Any], ...]:
     """Returns the outputs that onnxruntime's CPU provider gives; raises StageFailed."""
-    with tempfile.TemporaryDirectory(prefix="edgeport-host-") as folder:
-        path = Path(folder, "model.onnx")  # a file: a model over 2 GiB fits in no message
+    with scratch_directory() as folder:
+        path = folder / "model.onnx"  # a file: a model over 2 GiB fits in no message
         save_onnx(model, path)
         return Session(path).run(feed)
 
 
 def _stated_types(model: onnx.ModelProto) -> dict[str, TensorType]:
     """Returns the static types that the file states or that shape inference finds."""
-    if (
-        sum(len(tensor.raw_data) for tensor in model.graph.initializer) < 1 << 30
-    ):  # a message holds no more than 2 GiB, and this makes a copy
+    if _fits_in_a_message(model):
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     types = {t.name: TensorType(t.data_type, tuple(t.dims)) for t in model.graph.initializer}
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):

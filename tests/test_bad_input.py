@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto
 from support import (
     FACTORY,
     INPUT,
@@ -19,8 +20,10 @@ from support import (
     Command,
     check_refusal,
     conv_net,
+    model,
     needs_compiler,
     needs_pillow,
+    node,
     save,
     shrink_net,
     tree,
@@ -138,6 +141,13 @@ def run_here(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     return (int(left.value.code or 0), *capfd.readouterr())
 
 
+MODULE = """from torch import nn
+
+class build(nn.Module):
+    def forward(self, x):
+"""
+
+
 def write_sources(folder: Path) -> None:
     """Writes files that are bad each in its own way."""
     factory = {
@@ -147,6 +157,10 @@ def write_sources(folder: Path) -> None:
         "syntax": "def build(:",
         "nan": FACTORY + "    net[0].weight.data[0] = float('nan')\n    return net\n",
         "float": FACTORY.replace("return", "net =") + "    return net.double()\n",
+        "ends": "class Ended(BaseException): pass\ndef build(): raise Ended('odd')",
+        "quits": MODULE + "        raise SystemExit(0)\n",
+        "constant": MODULE + "        return x.new_ones(3)\n",
+        "branches": MODULE + "        return x * 2 if x.sum() > 0 else x + 1\n",
     }
     factory["nan"] = factory["nan"].replace("return nn.Seq", "net = nn.Seq")
     for name, body in factory.items():
@@ -167,6 +181,7 @@ def write_sources(folder: Path) -> None:
         if domain:
             strange.opset_import.append(onnx.helper.make_opsetid(domain, 1))
         save(strange, folder / f"{name}.onnx")
+    write_odd_graphs(folder)
     state = {"0.weight": torch.zeros(8, 3, 3, 3), "0.bias": torch.zeros(9)}
     torch.save(state, folder / "short.pth")
     torch.save({**state, "2.weight": torch.zeros(4, 8, 1, 1), "2.bias": torch.zeros(4)}, "odd.pth")
@@ -182,6 +197,25 @@ def write_sources(folder: Path) -> None:
     (folder / "text" / "a.txt").write_text("no data")
 
 
+def write_odd_graphs(folder: Path) -> None:
+    """Writes ONNX files that can be read, and cannot be used."""
+    for name, dtype in (("double", TensorProto.DOUBLE), ("string", TensorProto.STRING)):
+        net = model([node("Identity", "x", "y")], {"x": [2]}, {"y": [2]}, dtype=dtype)
+        save(net, folder / f"{name}.onnx")
+    save(model([node("Relu", "x", "y")], {"x": [0, 3]}, {"y": [0, 3]}), folder / "zero.onnx")
+    save(model([], {"x": [2]}, {"x": [2]}), folder / "nothing.onnx")
+    rankless = model([node("Relu", "x", "y")], {"x": [2]}, {"y": [2]})
+    rankless.graph.input[0].type.tensor_type.ClearField("shape")
+    save(rankless, folder / "rankless.onnx")
+    dangling, newer, twice = conv_net(), conv_net(), conv_net()
+    dangling.graph.node[1].input[0] = "nowhere"
+    newer.opset_import[0].version = 99
+    twice.graph.node[2].output[0] = "c"
+    save(dangling, folder / "dangling.onnx")
+    save(newer, folder / "newer.onnx")
+    save(twice, folder / "twice.onnx")
+
+
 BUILD_ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     **{
         name: (("export", f"{name}.py:build", "--input", INPUT), words)
@@ -192,6 +226,9 @@ BUILD_ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
             "syntax": "SyntaxError",
             "nan": r"weight 0\.weight holds NaN or infinity",
             "float": "the model fails on image",
+            "ends": "ends.py:build raised Ended: odd",
+            "quits": "the model fails on image.*SystemExit",
+            "constant": "computes nothing from its inputs",
         }.items()
     },
     "no such factory": (("export", "tiny.py:built", "--input", INPUT), "Did you mean 'build'"),
@@ -208,6 +245,14 @@ BUILD_ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
         "does not fit image",
     ),
     "lost.onnx": (("export", "lost.onnx"), "lost.bin"),
+    "double.onnx": (("export", "double.onnx"), "input x is of double"),
+    "string.onnx": (("export", "string.onnx"), "input x is of string"),
+    "zero.onnx": (("export", "zero.onnx"), r"float32\[0, 3\], which cannot be compared"),
+    "nothing.onnx": (("export", "nothing.onnx"), "its graph has no node"),
+    "rankless.onnx": (("export", "rankless.onnx"), "has no shape, not even a rank"),
+    "dangling.onnx": (("export", "dangling.onnx"), "Node input 'nowhere'"),
+    "newer.onnx": (("export", "newer.onnx"), "needs opset 99"),
+    "twice.onnx": (("export", "twice.onnx"), "'c' is redeclared"),
     "short weights": ((*TINY, "--weights", "short.pth"), "lack 2.weight, 2.bias"),
     "odd weights": ((*TINY, "--weights", "odd.pth"), r"0.bias is \(9,\)"),
     "garbage weights": ((*TINY, "--weights", "garbage.pth"), "cannot be read"),
@@ -260,6 +305,35 @@ def test_operators_that_nobody_knows(
     code, out, err = run_here(capfd, "export", source, *ON_HOST, *OUT)
     check_refusal(code, out, err, words)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_depends_on_values(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage that fails, and torch's listing of the graph stays off the terminal."""
+    monkeypatch.chdir(tmp_path)
+    write_sources(tmp_path)
+    source = ("export", "branches.py:build", "--input", INPUT)
+    code, out, err = run_here(capfd, *source, *ON_HOST, *OUT)
+    check_refusal(code, out, err, r"path depends on values: use torch\.where", expected=3)
+
+
+@pytest.mark.parametrize("source", ["text.onnx", "custom.onnx", "double.onnx", "nan.py:build"])
+@pytest.mark.parametrize("command", [("doctor", *S24), ("sensitivity",)])
+def test_other_commands_refuse_alike(
+    source: str,
+    command: tuple[str, ...],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sources(tmp_path)
+    before = tree(tmp_path)
+    inputs = ("--input", INPUT) if ":" in source else ()
+    code, out, err = run_here(capfd, command[0], source, *inputs, *command[1:])
+    check_refusal(code, out, err, "not a readable|my.company|is of double|holds NaN")
+    assert tree(tmp_path) == before
 
 
 def test_a_failing_factory_in_a_real_process(tmp_path: Path, run_cli: Command) -> None:

@@ -118,27 +118,14 @@ def test_kill_in_a_stage_keeps_the_old_export_and_ends_the_child(
     """With a cold cache; killed while a vendor tool runs in its child process."""
     folder, environment = warm
     before = (folder / "out" / "manifest.json").read_bytes()
-    environment = {**environment, "EDGEPORT_CACHE_DIR": str(tmp_path / "cold")}
-    process = subprocess.Popen(
-        command(*TINY, *ON_HOST, *OUT, "--seed", "5"),
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (below := descendants(process.pid)) and time.monotonic() < deadline:
-        assert process.poll() is None, "it ended before any child was seen"
-        time.sleep(0.01)
-    time.sleep(0.3)  # the watcher forks the worker
-    below |= descendants(process.pid)
+    environment = _cold(environment, tmp_path)
+    process, below = _start_until_a_child_runs(folder, environment, "5")
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert (folder / "out" / "manifest.json").read_bytes() == before
     manifest_of(folder / "out")
-    while (alive := {pid for pid in below if _runs(pid)}) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive
+    assert not _left_alive(below)
+    assert _temporary(tmp_path)  # nobody was there to remove them
     done = subprocess.run(
         command(*TINY, *ON_HOST, *OUT, "--seed", "5"), cwd=folder, env=environment
     )
@@ -146,6 +133,66 @@ def test_kill_in_a_stage_keeps_the_old_export_and_ends_the_child(
     assert manifest_of(folder / "out")["options"]["seed"] == 5
     assert {path.name for path in folder.iterdir()} == {"cache", "out", "tiny.py"}
     assert not list((tmp_path / "cold").glob(".building*"))
+    assert not _temporary(tmp_path)
+
+
+@pytest.mark.xdist_group("kill")
+def test_a_signal_to_end_leaves_no_child_and_no_temporary_file(
+    warm: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    folder, environment = warm
+    before = (folder / "out" / "manifest.json").read_bytes()
+    process, below = _start_until_a_child_runs(folder, _cold(environment, tmp_path), "7")
+    assert _temporary(tmp_path)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert err.splitlines()[-1].startswith("error: ended by SIGTERM")
+    assert "Traceback" not in err
+    assert not _left_alive(below)
+    assert not _temporary(tmp_path)
+    assert (folder / "out" / "manifest.json").read_bytes() == before
+
+
+def _cold(environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """Returns the environment with an empty cache, and with temporary files below `folder`."""
+    (folder / "temporary").mkdir()
+    own = {"EDGEPORT_CACHE_DIR": str(folder / "cold"), "TMPDIR": str(folder / "temporary")}
+    return {**environment, **own}
+
+
+def _temporary(folder: Path) -> list[str]:
+    """Returns edgeport's own temporary files; torch keeps a cache of its own beside them."""
+    return [name for name in os.listdir(folder / "temporary") if name.startswith("edgeport")]
+
+
+def _start_until_a_child_runs(
+    folder: Path, environment: dict[str, str], seed: str
+) -> tuple[subprocess.Popen[str], set[int]]:
+    """Returns the running export, and the processes below it."""
+    process = subprocess.Popen(
+        command(*TINY, *ON_HOST, *OUT, "--seed", seed),
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (below := descendants(process.pid)) and time.monotonic() < deadline:
+        assert process.poll() is None, "it ended before any child was seen"
+        time.sleep(0.01)
+    time.sleep(0.3)  # the watcher forks the worker
+    return process, below | descendants(process.pid)
+
+
+def _left_alive(pids: set[int]) -> set[int]:
+    """Returns those of the processes that still run after a while."""
+    deadline = time.monotonic() + 30
+    while (alive := {pid for pid in pids if _runs(pid)}) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return alive
 
 
 def _runs(pid: int) -> bool:

@@ -67,6 +67,35 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "flag"),
+    [
+        ("export", "device", "--device"),
+        ("export", "output_dir", "--output-dir"),
+        ("export", "help", "--help"),
+        ("doctor", "no_numerics", "--no-numerics"),
+        ("sensitivity", "top", "--top"),
+    ],
+)
+def test_an_option_may_not_hide_a_flag(
+    project: Path, run_cli: Command, command: str, option: str, flag: str
+) -> None:
+    recipe = project / "methods" / "mine" / "recipe.py"
+    recipe.write_text(recipe.read_text().replace('"width"', f'"{option}"'))
+    done = run_cli(command, "mine")
+    words = f"recipe mine: its option '{option}' is the flag {flag}, which `edgeport {command}`"
+    check_refusal(done.returncode, done.stdout, done.stderr, words)
+
+
+def test_two_options_may_not_be_one_flag(project: Path, run_cli: Command) -> None:
+    recipe = project / "methods" / "mine" / "recipe.py"
+    twice = 'options=(Option("a_b", SIZE, "features"), Option("a-b", SIZE, "others"),)'
+    text = recipe.read_text().replace('options=(Option("width", SIZE, "features"),)', twice)
+    recipe.write_text(text)
+    done = run_cli("export", "mine")
+    check_refusal(done.returncode, done.stdout, done.stderr, "its option 'a-b' is the flag --a-b")
+
+
 def test_no_file_is_no_settings(tmp_path: Path) -> None:
     assert load_config(tmp_path) == Config()
 

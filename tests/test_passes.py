@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
+from onnxscript import optimizer
 from support import conv_net, gaussian, model, node
 
 from edgeport.compare import sqnr_db
@@ -112,6 +113,21 @@ def test_contract(one, graph: str) -> None:
     second = one(first.model)
     assert second.count == 0
     assert operators(second.model) == once
+
+
+def test_folding_says_nothing_of_what_it_cannot_compute(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A Gather of an index that is not there: onnxscript evaluates it, and warns."""
+    weights = {"table": np.ones((2, 3), "f4"), "far": np.array([7])}
+    nodes = [node("Gather", "table far", "row"), node("Add", "x row", "y")]
+    graph = load(model(nodes, {"x": [1, 3]}, {"y": [1, 3]}, weights))
+    with caplog.at_level("WARNING"):
+        optimizer.fold_constants(graph.clone())
+    assert "Evaluation failed" in caplog.text
+    caplog.clear()
+    fold_constants(graph)
+    assert (caplog.text, *capfd.readouterr()) == ("", "", "")
 
 
 def test_fold_constants_finds_what_is_constant_unused_and_double() -> None:

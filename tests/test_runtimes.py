@@ -165,7 +165,9 @@ def test_parity_refuses_another_images_answer_and_a_constant(
             directory.mkdir()
             compiled(directory, net, precision, image_feeds(8))
         model = next(directory.glob("*quantized*.onnx"))
-        stages.emulate(directory, directory, model, captured, recipe, S24, precision, LIMITS)
+        stages.emulate(
+            directory, directory, model, captured, recipe, S24, precision, LIMITS, precision
+        )
 
     check(conv_net(), "real", right)
     with pytest.raises(StageFailed, match="dB from the reference"):

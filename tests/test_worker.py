@@ -166,6 +166,18 @@ def test_a_hang_ends_with_all_its_processes(tmp_path: Path) -> None:
     assert not any(map(is_running, pids))
 
 
+@pytest.mark.parametrize("ending", ["abort", "hang"])
+def test_temporary_files_of_a_child_that_dies_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    crash(tmp_path, "leave_files", ending=ending, told=str(tmp_path / "told"), seconds=1.0)
+    made = Path((tmp_path / "told").read_text())
+    assert made.is_relative_to(tmp_path / "temporary")
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
 def test_processes_left_behind_end_with_a_result_too(tmp_path: Path) -> None:
     assert call(tmp_path, "hang", pids=str(tmp_path / "pids"), forever=False)
     grandchild = int((tmp_path / "pids").read_text().split()[1])

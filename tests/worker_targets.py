@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,16 @@ def hang(pids: str, forever: bool = True) -> str:
         # Holds the interpreter's lock: no Python thread or handler of this process can run.
         ctypes.PyDLL(None).sleep(600)
     return "left a process behind"
+
+
+def leave_files(ending: str, told: str) -> None:
+    """Writes a temporary file, says where, and dies or hangs."""
+    made = Path(tempfile.mkdtemp(), "weights")
+    made.write_text("large")
+    Path(told).write_text(str(made))
+    if ending == "abort":
+        os.abort()
+    time.sleep(600)
 
 
 def allocate(count: int) -> int:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -34,7 +39,40 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command and exits: 0 held, 1 a gate failed, 2 bad input, 3 a stage failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
     verbose = "-v" in arguments or "--verbose" in arguments
-    sys.exit(_run(arguments, verbose))
+    with _unwound():
+        code = _run(arguments, verbose)
+    sys.exit(code)
+
+
+class _Terminated(KeyboardInterrupt):
+    """Raised where a signal asks the command to end; nothing else catches this either."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def _unwound() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP exceptions: child processes and temporary files go first."""
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not break the cleaning up
+        raise _Terminated(number)
+
+    changed = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) == signal.SIG_DFL  # nohup ignores one: leave it so
+        and threading.current_thread() is threading.main_thread()  # others may set no handler
+    ]
+    for number in changed:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(arguments: list[str], verbose: bool) -> int:
@@ -49,7 +87,10 @@ def _run(arguments: list[str], verbose: bool) -> int:
     except EdgeportError as error:
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         return _fail(f"{error}{notes}", error.exit_code, verbose)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        ended = error.__cause__ or error  # click makes an Abort of every KeyboardInterrupt
+        if isinstance(ended, _Terminated):
+            return _fail(str(ended), ended.exit_code, False)
         return _fail("interrupted", 130, False)
     except SystemExit:  # click's end of `edgeport list | head`: the reader has what it wanted
         return 0

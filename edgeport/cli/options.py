@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import click
 
-from edgeport.types import PRECISIONS, Option
+from edgeport.errors import InputError
+from edgeport.types import PRECISIONS, Option, Recipe
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -35,8 +36,22 @@ class SourceCommand(click.Command):
         words = [arg for arg, before in zip(args, ["", *args]) if before not in takes_value]
         named = next((word for word in words if word in all_recipes()), None)
         recipe = all_recipes()[named] if named else None
-        ctx.meta["recipe_options"] = recipe.options if recipe else ()
+        if recipe is not None:
+            self._check_names(ctx, recipe)
+            ctx.meta["recipe_options"] = recipe.options
         return super().parse_args(ctx, args)
+
+    def _check_names(self, ctx: click.Context, recipe: Recipe) -> None:
+        """Raises InputError where a recipe's option would hide another flag."""
+        params = super().get_params(ctx)
+        taken = {name for one in params for name in (*one.opts, *one.secondary_opts)}
+        for option in recipe.options:
+            if (flag := _flag_name(option)) in taken:
+                raise InputError(
+                    f"recipe {recipe.name}: its option {option.name!r} is the flag {flag}, which"
+                    f" `edgeport {self.name}` has already; rename the option"
+                )
+            taken.add(flag)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         extra = [_flag(option) for option in ctx.meta.get("recipe_options", ())]
@@ -46,12 +61,16 @@ class SourceCommand(click.Command):
 def _flag(option: Option) -> click.Option:
     kind: Any = click.Choice(option.choices) if option.choices else type(option.default)
     return click.Option(
-        [f"--{option.name.replace('_', '-')}", f"option_{option.name}"],
+        [_flag_name(option), f"option_{option.name}"],
         type=kind,
         default=option.default,
         show_default=True,
         help=f"[recipe] {option.help}",
     )
+
+
+def _flag_name(option: Option) -> str:
+    return f"--{option.name.replace('_', '-')}"
 
 
 def source_options(command: Function) -> Function:
@@ -91,9 +110,8 @@ def target_options(command: Function) -> Function:
         click.option("--chipset", help="Target chipset, in place of --device."),
         click.option(
             "--precision",
-            default="float",
-            show_default=True,
-            help=" | ".join([*PRECISIONS, "auto"]),
+            help=f"{' | '.join([*PRECISIONS, 'auto'])}. Default: float; a file with QuantizeLinear"
+            " and DequantizeLinear pairs is kept in its own precision.",
         ),
         click.option(
             "--timeout", default=900.0, show_default=True, help="Seconds for one vendor step."

@@ -52,8 +52,11 @@ from edgeport.passes.triangles import trilu_to_where
 from edgeport.types import PassResult
 
 Pass = Callable[[ir.Model], PassResult]
-Target = Literal["any", "npu float", "npu integer", "gpu"]
-"""What passes are for: any runtime, the HTP computing fp16 or quantized, or a GPU delegate."""
+Target = Literal["any", "npu float", "npu integer", "gpu", "kept"]
+"""What passes are for: any runtime, the HTP computing fp16 or quantized, or a GPU delegate.
+
+"kept" is a graph that stays as it is: one that is quantized already, whose answers would change by
+a step of its grids with almost any rewrite."""
 
 EXACT_DB = 80.0  # float32 rounding stays above 100 dB here; a wrong graph is far below 80
 
@@ -119,6 +122,8 @@ GPU: tuple[Pass, ...] = (
 
 def passes_for(target: Target) -> tuple[Pass, ...]:
     """Returns the passes for a target, in their order."""
+    if target == "kept":
+        return ()
     if target == "any":
         return EXACT
     if target == "gpu":

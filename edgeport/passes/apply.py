@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from edgeport.capture import save_model
 from edgeport.compare import sqnr_db
 from edgeport.passes import Pass, module_of, tolerance_db
+from edgeport.private import scratch_directory
 from edgeport.runtimes.onnx import Session
 from edgeport.types import PassResult
 
@@ -111,8 +110,8 @@ def _worst_db(before: Answers, after: Answers) -> float:
 
 
 def _run(model: ir.Model, feeds: Feeds) -> Answers:
-    with tempfile.TemporaryDirectory(prefix="edgeport-passes-") as folder:
-        path = Path(folder, "model.onnx")  # a file: a model over 2 GiB fits in no message
+    with scratch_directory() as folder:
+        path = folder / "model.onnx"  # a file: a model over 2 GiB fits in no message
         save_model(model, path)
         onnx.checker.check_model(path)
         session = Session(path)

@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
+from edgeport.capture import quiet
 from edgeport.passes.graph import nodes_of
 from edgeport.types import PassResult
 
@@ -34,7 +35,8 @@ def fold_constants(model: ir.Model) -> PassResult:
     refused: tuple[str, ...] = ()
     folded = model.clone()
     try:
-        optimizer.fold_constants(folded)
+        with quiet():  # it warns of every node that it cannot compute
+            optimizer.fold_constants(folded)
         model = folded
     except RuntimeError as error:
         refused = (f"went on without folding: {str(error).splitlines()[0]}",)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from edgeport.capture import weight_bytes
 from edgeport.errors import RuntimeCrashed
 from edgeport.passes.fold import count_nodes
+from edgeport.private import scratch_directory
 from edgeport.runtimes.worker import Limits, run_in_child
 from edgeport.types import PassResult
 
@@ -26,23 +27,23 @@ example (float[2, 3] x) => (float[3, 2] y) <int64[2] order = {1, 0}> {
 LIMITS = Limits(seconds=120, memory_bytes=8 << 30)
 # They fuse MatMul and Softmax into com.microsoft::Attention, which no NPU compiler knows.
 _SKIPPED = ("fuse_attention", "fuse_gqa")
-_MAX_BYTES = 1 << 30  # onnxsim passes models as one protobuf, which cannot hold 2 GiB
+MAX_BYTES = 1 << 30  # onnxsim passes models as one protobuf, which cannot hold 2 GiB
 
 
 def simplify(model: ir.Model) -> PassResult:
     """Returns the model that onnxsim makes, or the same one and a sentence why not."""
-    proto = ir.to_proto(model)
-    if proto.ByteSize() > _MAX_BYTES:
+    if weight_bytes(model) > MAX_BYTES:
         return PassResult(NAME, model, 0, ("the model is too large for onnxsim",))
-    with tempfile.TemporaryDirectory(prefix="edgeport-simplify-") as folder:
-        source, target = Path(folder, "in.onnx"), Path(folder, "out.onnx")
+    proto = ir.to_proto(model)
+    with scratch_directory() as folder:
+        source, target = folder / "in.onnx", folder / "out.onnx"
         source.write_bytes(proto.SerializeToString())
         try:
             run_in_child(
                 f"{__name__}:simplify_file",
                 {"source": str(source), "target": str(target)},
                 stage="simplify",
-                workdir=Path(folder),
+                workdir=folder,
                 limits=LIMITS,
             )
         except RuntimeCrashed as crash:

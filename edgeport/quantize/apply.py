@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from edgeport.errors import EdgeportError, StageFailed
+from edgeport.private import scratch_directory
 from edgeport.quantize.calibrate import Feeds, gather
 from edgeport.quantize.config import (
     CONFIGS,
@@ -49,8 +49,8 @@ def calibrate_file(
         graph = Graph(onnx.load(source))
         if config.equalize:
             equalize(graph)
-        with tempfile.TemporaryDirectory(prefix="edgeport-feeds-") as folder:
-            stored, probe = Feeds(feeds, Path(folder)), Probe(graph)
+        with scratch_directory() as folder:
+            stored, probe = Feeds(feeds, folder), Probe(graph)
             statistics = gather(probe, stored, config.calibration, mean_axes(graph))
             weights = round_weights(
                 graph, statistics, probe, stored, configs, min(judged, stored.count // 2)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edgeport.errors import StageFailed
+from edgeport.private import scratch_directory
 
 Feed = Mapping[str, NDArray[Any]]
 Array = NDArray[Any]
 
-_PROTOBUF_LIMIT = 1 << 31
+PROTOBUF_LIMIT = 1 << 31
 
 
 class Graph:
@@ -90,10 +91,33 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
 
 def save_proto(model: onnx.ModelProto, path: Path) -> None:
     """Writes `model`; over 2 GiB, which no protobuf message holds, its weights lie beside it."""
-    external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _PROTOBUF_LIMIT - (
-        64 << 20
-    )
-    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data")
+    data = path.with_name(f"{path.name}.data")
+    data.unlink(missing_ok=True)  # onnx would append to it
+    onnx.save(model, path, save_as_external_data=is_large(model), location=data.name)
+
+
+def is_large(model: onnx.ModelProto) -> bool:
+    """Returns whether the model is too large for one protobuf message, and so has no bytes."""
+    return weight_bytes(model) > PROTOBUF_LIMIT - (64 << 20)
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Returns the bytes of the model's weights."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
+@contextmanager
+def loadable(model: onnx.ModelProto) -> Iterator[bytes | Path]:
+    """Yields what onnxruntime loads: the model's bytes, or a file where it has none."""
+    if not is_large(model):
+        yield model.SerializeToString()
+        return
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)  # saving moves the weights out
+    with scratch_directory() as folder:
+        save_proto(copy, folder / "model.onnx")
+        del copy
+        yield folder / "model.onnx"
 
 
 class Probe:
@@ -113,8 +137,8 @@ class Probe:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        with tempfile.TemporaryDirectory(prefix="edgeport-quantize-") as folder:
-            path = Path(folder, "model.onnx")
+        with scratch_directory() as folder:
+            path = folder / "model.onnx"
             save_proto(model, path)
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         values = [*self._session.get_inputs(), *self._session.get_outputs()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -9,6 +11,8 @@ import numpy as np
 
 from edgeport.quantize.config import BITS, IntegerType
 from edgeport.quantize.graph import Array
+
+_PART_VALUES = 1 << 24  # rounded at once
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,11 @@ def symmetric(
     """
     rows = _rows(values, axis, block)  # [..., those of one scale]
     greatest = limits(dtype)[1]
-    peak = np.abs(rows).max(axis=-1)
+    peak = np.maximum(rows.max(axis=-1), -rows.min(axis=-1)).astype(np.float64)
     peak = np.where(peak > 0, peak, 1.0)
     best = peak
     if shrink:
+        rows = rows.astype(np.float64)
         least_error = np.full(peak.shape, np.inf)
         for factor in np.linspace(1.0, 0.5, 26):
             scale = (factor * peak / greatest)[..., None]
@@ -74,12 +79,11 @@ def symmetric(
 
 def _rows(values: Array, axis: int | None, block: int) -> Array:
     """Returns the values, last axis: those that share one scale."""
-    data = values.astype(np.float64)
     if axis is None:
-        return data.reshape(1, -1)
+        return values.reshape(1, -1)
     if not block:
-        return np.moveaxis(data, axis, 0).reshape(data.shape[axis], -1)
-    moved = np.moveaxis(data, axis, -1)
+        return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+    moved = np.moveaxis(values, axis, -1)
     return moved.reshape(*moved.shape[:-1], -1, block)
 
 
@@ -99,17 +103,36 @@ def at_least(grid: Grid, scale: Array) -> Grid:
 
 def to_integers(values: Array, grid: Grid) -> Array:
     """Returns the stored integers nearest to `values`."""
-    scale, zero = _broadcast(grid, values.ndim, values.shape)
     least, greatest = limits(grid.dtype)
-    integers: Array = np.rint(values.astype(np.float64) / scale) + zero
-    return integers.clip(least, greatest).astype(np.int64).astype(storage(grid.dtype))
+    integers = np.empty(values.shape, storage(grid.dtype))
+    for part, scale, zero in _parts(grid, values.shape):
+        exact = np.rint(values[part].astype(np.float64) / scale) + zero
+        integers[part] = exact.clip(least, greatest).astype(np.int64).astype(integers.dtype)
+    return integers
 
 
 def to_reals(integers: Array, grid: Grid) -> Array:
     """Returns what the stored integers stand for, as float32."""
-    scale, zero = _broadcast(grid, integers.ndim, integers.shape)
-    reals: Array = (integers.astype(np.float64) - zero) * scale
-    return reals.astype(np.float32)
+    reals = np.empty(integers.shape, np.float32)
+    for part, scale, zero in _parts(grid, integers.shape):
+        reals[part] = (integers[part].astype(np.float64) - zero) * scale
+    return reals
+
+
+def _parts(grid: Grid, shape: tuple[int, ...]) -> Iterator[tuple[tuple[slice, ...], Array, Array]]:
+    """Yields the parts of an array of this shape, each with its scales and zero points.
+
+    An array of a GiB in float32 would take several more at once in float64.
+    """
+    scale, zero = _broadcast(grid, len(shape), shape)
+    if not shape:
+        yield (), scale, zero
+        return
+    rows = max(1, _PART_VALUES * shape[0] // max(1, math.prod(shape)))
+    for start in range(0, shape[0], rows):
+        part = (slice(start, start + rows),)
+        own = [one[part] if one.ndim and one.shape[0] > 1 else one for one in (scale, zero)]
+        yield part, own[0], own[1]
 
 
 def steps_of(grid: Grid, shape: tuple[int, ...]) -> Array:

@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from edgeport.quantize.graph import save_proto
 from edgeport.types import Serialisable
 
 _FILE = "integer_io.json"
@@ -123,7 +124,7 @@ def quantize_edges(path: Path) -> dict[str, Affine]:
     """Rewrites the quantized model at `path` with integer inputs and outputs; returns which."""
     model = onnx.load(path)
     changed = make_edges_integer(model)
-    onnx.save(model, path)
+    save_proto(model, path)
     return changed
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeport.quantize.config import NodePrecision, QuantConfig
 from edgeport.quantize.cost import mac_shares
+from edgeport.quantize.graph import is_large, weight_bytes
 from edgeport.quantize.insert import Calibrated, fused_activations, insert_pairs, takes_pairs
 from edgeport.quantize.sensitivity import Judge, layers, rank_layers
 from edgeport.types import Serialisable
@@ -157,7 +158,7 @@ class _Search:
         kinds = sorted(set(counted))
         step = TradeOff(
             self.judge(model),
-            model.ByteSize(),
+            weight_bytes(model) if is_large(model) else model.ByteSize(),
             tuple((kind, counted.count(kind)) for kind in kinds),
             tuple(mac_shares(self.calibrated, precision).items()),
         )

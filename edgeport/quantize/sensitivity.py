@@ -13,7 +13,7 @@ from edgeport.compare import sqnr_db
 from edgeport.errors import StageFailed
 from edgeport.quantize.config import NodePrecision, QuantConfig
 from edgeport.quantize.cost import layer_macs
-from edgeport.quantize.graph import Array, Feed
+from edgeport.quantize.graph import Array, Feed, loadable
 from edgeport.quantize.insert import Calibrated, fused_activations, insert_pairs, takes_pairs
 from edgeport.quantize.tensors import MOVES
 from edgeport.runtimes.onnx import REWRITES_FLOAT_LAYERS
@@ -57,12 +57,13 @@ class Judge:
         # The numbers of the pairs as they stand; what fuses them takes longer than it saves here.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         try:
-            session = ort.InferenceSession(
-                model.SerializeToString(),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=REWRITES_FLOAT_LAYERS,
-            )
+            with loadable(model) as source:
+                session = ort.InferenceSession(
+                    source,
+                    options,
+                    providers=["CPUExecutionProvider"],
+                    disabled_optimizers=REWRITES_FLOAT_LAYERS,
+                )
             return [[np.asarray(one) for one in session.run(None, dict(feed))] for feed in feeds]
         except Exception as error:  # onnxruntime's binding raises a class per status code
             line = next(iter(str(error).splitlines()), type(error).__name__)

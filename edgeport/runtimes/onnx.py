@@ -30,7 +30,7 @@ class Session:
     def __init__(self, model: Path | bytes, threads: int = 0, *, spin: bool = True) -> None:
         options = ort.SessionOptions()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-        options.log_severity_level = 3  # errors only: they reach the user as exceptions anyway
+        options.log_severity_level = 4  # errors reach the user as exceptions
         options.intra_op_num_threads = threads
         try:
             self._session = ort.InferenceSession(

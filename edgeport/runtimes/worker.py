@@ -28,12 +28,13 @@ from typing import IO, Any, NoReturn
 
 from edgeport import errors
 from edgeport.errors import EdgeportError, RuntimeCrashed
+from edgeport.private import scratch_directory
 
 _GRACE_SECONDS = 10.0
 _NEAR_LIMIT = 0.9
 _OUT_OF_MEMORY = re.compile(
     r"bad_alloc|MemoryError|cannot allocate memory|failed to allocate memory|out of memory"
-    r"|memory allocation (still )?failed",
+    r"|memory allocation (still )?failed|failed to map segment",
     re.IGNORECASE,
 )
 
@@ -64,15 +65,23 @@ def run_in_child(
         "parent": os.getpid(),
     }
     log = workdir / f"{stage}.log"
-    with log.open("wb") as output:
-        answer = _exchange(json.dumps(request), workdir, output, limits.seconds)
+    # Temporary files of a child that is killed go with this process's directory.
+    with log.open("wb") as output, scratch_directory() as scratch:
+        environment = {**_environment(), "TMPDIR": str(scratch)}
+        answer = _exchange(json.dumps(request), workdir, output, environment, limits.seconds)
     if "result" in answer:
         log.unlink()
         return answer["result"]
     raise _failure(answer, stage, limits, _last_lines(log))
 
 
-def _exchange(request: str, workdir: Path, output: IO[bytes], seconds: float) -> dict[str, Any]:
+def _exchange(
+    request: str,
+    workdir: Path,
+    output: IO[bytes],
+    environment: Mapping[str, str],
+    seconds: float,
+) -> dict[str, Any]:
     """Returns the watcher's answer; the worker is dead when this returns or raises."""
     # -P: a file in workdir must not shadow a module. A new session: the terminal's Ctrl-C reaches
     # this process only, which then stops the others.
@@ -82,7 +91,7 @@ def _exchange(request: str, workdir: Path, output: IO[bytes], seconds: float) ->
         stdout=subprocess.PIPE,
         stderr=output,
         cwd=workdir,
-        env=_environment(),
+        env=environment,
         start_new_session=True,
     )
     try:
@@ -138,7 +147,9 @@ def _explain(answer: Mapping[str, Any], limits: Limits, last_lines: str) -> tupl
     # A native crash near the limit is taken for a failed allocation that nothing checked; an
     # exception says itself what it is about.
     near = not raised and answer.get("peak_bytes", 0) >= _NEAR_LIMIT * limits.memory_bytes
-    if near or _OUT_OF_MEMORY.search(raised or last_lines):
+    # A library that cannot be loaded tells the system's reason in its last line.
+    told = last_lines if not raised or raised.startswith("ImportError") else raised
+    if near or _OUT_OF_MEMORY.search(told):
         limit = f"{limits.memory_bytes / 2**30:.3g} GiB"
         return "memory", f"the child process needs more than {limit} (--memory): {what}"
     if raised:

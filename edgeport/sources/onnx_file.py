@@ -15,6 +15,14 @@ from edgeport.types import TensorSpec
 
 # What onnxruntime itself brings kernels for, beside ONNX's own operators.
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.ms.internal.nhwc")
+_REFUSED = (
+    ir.DataType.DOUBLE,
+    ir.DataType.BFLOAT16,
+    ir.DataType.STRING,
+    ir.DataType.COMPLEX64,
+    ir.DataType.COMPLEX128,
+    ir.DataType.UNDEFINED,
+)
 _PASSING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 
@@ -25,6 +33,7 @@ def open_onnx(path: Path, pinned: Sequence[TensorSpec] = ()) -> ir.Model:
     that are still open, or the pinned input that does not fit.
     """
     model = read_onnx(path)
+    check_inputs(model, path)
     check_operators(model, path)
     check_weights(model, path)
     if pinned:
@@ -33,8 +42,26 @@ def open_onnx(path: Path, pinned: Sequence[TensorSpec] = ()) -> ir.Model:
     return model
 
 
+def check_inputs(model: ir.Model, path: Path) -> None:
+    """Raises InputError for an input that is no tensor of real numbers that a phone computes on."""
+    for value in model.graph.inputs:
+        kind = value.dtype if isinstance(value.type, ir.TensorType) else None
+        if kind is None or kind in _REFUSED:
+            what = f"of {kind.name.lower()}" if kind else "no tensor"
+            raise InputError(
+                f"{path}: input {value.name} is {what}; edgeport takes tensors of float32, float16,"
+                " integers and bool: cast it in the model that you export"
+            )
+
+
 def check_operators(model: ir.Model, path: Path) -> None:
     """Raises InputError for a node that is neither ONNX's, onnxruntime's nor a local function."""
+    opset = model.opset_imports.get("", 1)
+    if opset > defs.onnx_opset_version():
+        raise InputError(
+            f"{path} needs opset {opset}; this onnx knows {defs.onnx_opset_version()} at most:"
+            " update onnx and onnxruntime, or export the model with an older opset"
+        )
     for graph in model.graphs():
         for node in graph:
             where = f"{path}: node {node.name or node.outputs[0].name} is {node.op_type}"

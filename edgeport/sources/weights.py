@@ -43,6 +43,8 @@ def read_weights(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each of the two libraries has its own tree of read errors
         line = next(iter(str(error).splitlines()), "")
+        if "weights_only" in line:  # torch then advises to load it as code
+            line = "it is no file of tensors alone; save module.state_dict() with safetensors"
         raise InputError(f"weights {path} cannot be read: {line}") from error
     for wrapper in ("state_dict", "model"):  # the two usual ways in which trainers wrap it
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -260,9 +260,10 @@ def _quantization(
     if min_sqnr is not None and not math.isfinite(min_sqnr):
         raise InputError(f"--min-sqnr {min_sqnr}: give a number of dB")
     on_npu = NPU in runtimes
+    is_wide = (device.fact("htp_arch") or 0) >= WIDE_WEIGHTS_ARCH
     start, levels = levels_above(
         precision,
-        wide_weights=not on_npu or (device.fact("htp_arch") or 0) >= WIDE_WEIGHTS_ARCH,
+        wide_weights=not on_npu or is_wide,
         floats=not on_npu or device.fact("fp16") is True,
     )
     if min_sqnr is not None and not levels:
@@ -271,7 +272,7 @@ def _quantization(
             " use --precision auto"
         )
     least_db = AUTO_SQNR_DB if precision == "auto" and min_sqnr is None else min_sqnr
-    return Request(start, method, least_db, levels)
+    return Request(start, method, least_db, levels, signed_operand=on_npu and is_wide)
 
 
 def _computes(device: Device, runtime: str, precision: Precision) -> bool:

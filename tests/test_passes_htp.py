@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from edgeport.compare import sqnr_db
 from edgeport.passes.fold_columns import fold_columns
 from edgeport.passes.gathers import flatten_gathers
+from edgeport.passes.low_silu import low_silu_apart
 from edgeport.passes.masks import finite_masks
 from edgeport.passes.pads import pad_by_concat
+from edgeport.passes.point_conv import point_conv_to_gemm
 from edgeport.passes.rank import reduce_rank
 from edgeport.passes.resizes import resize_to_matmul
 from edgeport.passes.scatters import scatter_to_matmul
@@ -178,6 +180,25 @@ def test_pads_of_some_axes(mode: str) -> None:
     assert result.count == 1 and "Pad" not in operators(result)
 
 
+@pytest.mark.parametrize("number", [1.5, -2.0])
+def test_a_constant_is_padded_on_all_sides(number: float) -> None:
+    text = f"""example (float[1, 2, 3, 4] x) => (float[1, 2, 6, 6] y)
+    <int64[4] pads = {{0, 1, 2, 2}}, int64[2] axes = {{3, -2}}, float number = {{{number}}}>
+    {{ y = Pad (x, pads, number, axes) }}"""
+    result = applied(pad_by_concat, text, x=gaussian(1, 2, 3, 4))
+    assert operators(result) == ["Concat", "Concat"]
+
+
+@pytest.mark.parametrize("number", ["0", "-inf"])
+def test_zeros_and_infinities_stay_padded(number: str) -> None:
+    text = """example (float[1, 2] x) => (float[1, 4] y)
+    <int64[4] pads = {0, 1, 0, 1}, float number> { y = Pad (x, pads, number) }"""
+    proto = onnx.parser.parse_model(HEAD + text.replace(", float number>", ">"))
+    filled = onnx.numpy_helper.from_array(np.array(float(number), np.float32), "number")
+    proto.graph.initializer.append(filled)
+    assert pad_by_concat(ir.from_proto(proto)).count == 0
+
+
 def test_columns_that_leave_pixels_over() -> None:
     text = """example (float[1, 8, 4] x) => (float[1, 2, 6, 6] y)
     <int64[2] image = {6, 6}, int64[2] block = {2, 2}>
@@ -191,3 +212,46 @@ def test_trilinear_resize_by_scales() -> None:
     <float[5] scales = {1, 1, 2, 2, 2}> { y = Resize <mode = "linear"> (x, , scales) }"""
     result = applied(resize_to_matmul, text, x=gaussian(1, 1, 2, 3, 4))
     assert operators(result).count("MatMul") == 3
+
+
+@pytest.mark.parametrize(
+    ("operators_between", "count"), [("Identity", 1), ("Squeeze", 1), ("Relu", 0)]
+)
+def test_a_convolution_of_one_pixel_behind_views(operators_between: str, count: int) -> None:
+    text = f"""example (float[1, 4, 1, 1] x, float[1, 2, 3, 5, 5] z) => (float[1, 2, 3, 5, 5] y)
+    <int64[5] branches = {{1, 2, 3, 1, 1}}, float[6, 4, 1, 1] w> {{
+      c = Conv(x, w)
+      d = {operators_between}(c)
+      e = Reshape(d, branches)
+      y = Mul(e, z)
+    }}"""
+    text = text.replace(", float[6, 4, 1, 1] w>", f", float[6, 4, 1, 1] w = {{{_numbers(24)}}}>")
+    result = applied(point_conv_to_gemm, text, x=gaussian(1, 4, 1, 1), z=gaussian(1, 2, 3, 5, 5))
+    assert (result.count, operators(result).count("Gemm")) == (count, count)
+
+
+def test_a_convolution_of_one_pixel_in_groups_is_refused() -> None:
+    text = f"""example (float[1, 4, 1, 1] x) => (float[1, 2, 2, 1, 1] y)
+    <int64[5] branches = {{1, 2, 2, 1, 1}}, float[4, 2, 1, 1] w = {{{_numbers(8)}}}> {{
+      c = Conv <group = 2> (x, w)
+      y = Reshape(c, branches)
+    }}"""
+    result = applied(point_conv_to_gemm, text, x=gaussian(1, 4, 1, 1))
+    assert result.count == 0 and "groups" in result.refused[0]
+
+
+def _numbers(count: int) -> str:
+    return ", ".join(f"{number / count - 0.4:.4f}" for number in range(count))
+
+
+@pytest.mark.parametrize(("rows", "count"), [(8, 0), (9, 1), (12, 1), (13, 0)])
+@pytest.mark.parametrize("order", ["c, s", "s, c"])
+def test_a_silu_of_9_to_12_rows_is_kept_apart(rows: int, count: int, order: str) -> None:
+    text = f"""example (float[1, 2, {rows}, 3] x) => (float[1, 2, {rows}, 3] y)
+    <float[2, 2, 1, 1] w = {{{_numbers(4)}}}> {{
+      c = Conv(x, w)
+      s = Sigmoid(c)
+      y = Mul({order})
+    }}"""
+    result = applied(low_silu_apart, text, x=gaussian(1, 2, rows, 3))
+    assert (result.count, operators(result).count("Mul")) == (count, 1 + count)

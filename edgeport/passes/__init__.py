@@ -32,10 +32,12 @@ from edgeport.passes.inline import inline_functions
 from edgeport.passes.large_kernels import split_large_kernels
 from edgeport.passes.layer_norm import fuse_layer_norm
 from edgeport.passes.linear_conv import linear_to_conv
+from edgeport.passes.low_silu import low_silu_apart
 from edgeport.passes.masks import finite_masks
 from edgeport.passes.merge_identity import merge_identity
 from edgeport.passes.pads import pad_by_concat
 from edgeport.passes.parallel_conv import merge_parallel_convolutions
+from edgeport.passes.point_conv import point_conv_to_gemm
 from edgeport.passes.pointwise_conv import depthwise_point_to_mul
 from edgeport.passes.powers import power_to_mul
 from edgeport.passes.rank import reduce_rank
@@ -96,6 +98,7 @@ HTP: tuple[Pass, ...] = (
 
 HTP_FLOAT: tuple[Pass, ...] = (
     merge_identity,  # the branch that merge_parallel_convolutions leaves alone
+    point_conv_to_gemm,  # seen at rank 5, it ends the compiler in fp16
     softplus_to_parts,  # Softplus loses 25 dB in fp16, its parts nothing
     separate_activation,  # last: what stands between a product and its activation is settled
 )
@@ -105,6 +108,7 @@ HTP_INTEGER: tuple[Pass, ...] = (
     fuse_softplus,  # Exp loses what is small in 8 bits
     batch_norm_to_affine,  # not taken in every element type
     depthwise_point_to_mul,  # quantized, it ends the compiler
+    low_silu_apart,  # of 9 to 12 rows it is wrong in 16 bits
     group_norm_to_instance_norm,  # quantized, it ends the compiler's session
 )
 """After HTP where the NPU computes on quantized tensors."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -101,6 +101,7 @@ def quantize_as(
     Raises StageFailed where no choice of precisions holds the requested SQNR.
     """
     config = configured(request.precision, request.method)
+    config = replace(config, signed_operand=request.signed_operand)
     if request.least_db is None:
         return Quantized(quantize_file(source, target, config, feeds()), request.precision, ())
     calibrated = calibrate_file(source, config, feeds(), request.levels, JUDGED_FEEDS)

@@ -55,8 +55,10 @@ class QuantConfig:
     """A static quantization: types of activations and weights, ranges, corrections, exceptions.
 
     `block` gives MatMul weights one scale per so many input channels, where their number divides;
-    0 is one scale per output channel. `precisions` gives single nodes, by name, another precision
-    than the configuration's own.
+    0 is one scale per output channel. `signed_operand` stores the second operand of a MatMul of two
+    16-bit tensors as int16 around 0: the HTP reads no more than 8 bits of a uint16 one (v75, QAIRT
+    2.51, emulated: 42 dB, as with uint8; 69 dB as int16). `precisions` gives single nodes, by name,
+    another precision than the configuration's own.
     """
 
     precision: NodePrecision
@@ -69,6 +71,7 @@ class QuantConfig:
     equalize: bool = False
     block: int = 0
     rules: tuple[WeightRule, ...] = ()
+    signed_operand: bool = False
     precisions: tuple[tuple[str, NodePrecision], ...] = ()
 
 
@@ -106,13 +109,14 @@ class Request:
     """What to quantize to: a precision, a calibration method, and the SQNR that must be held.
 
     Where `least_db` is given, the layers that lose most are promoted through `levels`, lowest
-    first, until the outputs hold it.
+    first, until the outputs hold it. `signed_operand` is QuantConfig's; chips before v73 refuse it.
     """
 
     precision: NodePrecision
     method: CalibrationMethod = "minmax"
     least_db: float | None = None
     levels: tuple[NodePrecision, ...] = ()
+    signed_operand: bool = False
 
 
 def levels_above(

@@ -167,13 +167,18 @@ class _Inserter:
             if index in SETTINGS.get(node.op_type, ()):
                 continue
             if name in self.statistics:
-                new.input[index] = self._read(name, dtype)
+                new.input[index] = self._read(name, self._operand(node, index, dtype))
             elif self._is_float_constant(name):
                 values = self._corrected(node, index, config)
                 grid = self.weights(node, index, dtype, config, values)
                 if grid is not None:
                     integers = self._integers(node, index, grid, values)
                     new.input[index] = self._constant(name, integers, grid)
+
+    def _operand(self, node: onnx.NodeProto, index: int, dtype: IntegerType) -> IntegerType:
+        """Returns the integers that an operand is read as: a MatMul's second one may be signed."""
+        second = (node.op_type, index, dtype) == ("MatMul", 1, "uint16")
+        return "int16" if second and self.config.signed_operand else dtype
 
     def _config(self, precision: NodePrecision) -> QuantConfig:
         if precision in (self.config.precision, "float"):

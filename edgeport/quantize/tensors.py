@@ -22,7 +22,7 @@ MOVES = frozenset(_MOVES.split())
 # What the NPU's 16-bit operators give, whatever the range that was observed.
 FIXED: dict[str, tuple[float, int]] = {"Sigmoid": (1 / 65536, 0), "Tanh": (1 / 32768, 32768)}
 # exp(-MARGIN) is less than half a step of the type: a masked score gets no attention.
-MARGIN: dict[IntegerType, float] = {"uint8": 8.0, "uint16": 16.0}
+MARGIN: dict[IntegerType, float] = {"uint8": 8.0, "uint16": 16.0, "int16": 16.0}
 
 
 class TensorGrids:
@@ -50,6 +50,9 @@ class TensorGrids:
                 return Grid(dtype, np.array(scale, np.float32), np.array(zero, np.uint16))
             ends = self._range(member, maker, dtype)
             low, high = min(low, ends[0]), max(high, ends[1])
+        if dtype == "int16":  # the HTP takes a signed operand with a zero point of 0 only
+            reach = max(-low, high) or 1.0
+            return Grid(dtype, np.array(reach / 32767, np.float32), np.array(0, np.int16))
         return asymmetric(low, high, dtype)
 
     def _range(

@@ -187,6 +187,29 @@ def test_attention_of_any_rank_is_exported(tmp_path: Path, shape, masked: bool) 
     stage(tmp_path, Function(attend), f"x:float32[{sizes}]")  # which compares with torch
 
 
+def test_uneven_average_pools_are_exported_as_products(tmp_path: Path) -> None:
+    def pool(module, x):
+        return (
+            nn.functional.adaptive_avg_pool2d(x, (7, None)),
+            nn.functional.adaptive_avg_pool1d(x[0], 5),
+            nn.functional.adaptive_avg_pool3d(x, (2, 7, 5)),
+            nn.AdaptiveAvgPool2d(6)(x),
+            nn.functional.interpolate(x, size=(7, 5), mode="area"),
+        )
+
+    stage(tmp_path, Function(pool), "x:float32[2,3,16,13]")  # which compares with torch
+    operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert "MatMul" in operators and not operators & {"Where", "AveragePool"}
+
+
+def test_distances_are_exported(tmp_path: Path) -> None:
+    def measure(module, x):
+        few = x[:, :30]
+        return torch.cdist(few, few, p=1.0), torch.cdist(few, few), torch.cdist(x, x[:, ::2] + 1)
+
+    stage(tmp_path, Function(measure), "x:float32[1,1200,8]")
+
+
 def test_the_graph_is_static_and_of_the_opset_that_quantization_needs() -> None:
     feed = {"x": gaussian([1, 3, 16, 16])}
     graph = capture_module(nn.Conv2d(3, 4, 3).eval(), feed)

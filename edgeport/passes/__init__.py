@@ -15,11 +15,16 @@ import onnx_ir as ir
 
 from edgeport.passes.activation import fuse_activations
 from edgeport.passes.activation_parts import activation_to_parts
+from edgeport.passes.average_pools import average_pools
 from edgeport.passes.batch_norm import fold_batch_norm
 from edgeport.passes.batch_norm_affine import batch_norm_to_affine
 from edgeport.passes.bounded_warp import bounded_warp
+from edgeport.passes.constant_base import power_of_constant_to_exp
+from edgeport.passes.corner_pads import pad_corner_by_concat
+from edgeport.passes.cumulative_sums import cumsum_to_matmul
 from edgeport.passes.dft import dft_to_matmul
 from edgeport.passes.einsum import einsum_to_matmul
+from edgeport.passes.erf_parts import erf_to_tanh
 from edgeport.passes.expand_parts import expand_to_parts
 from edgeport.passes.expands import drop_expands
 from edgeport.passes.flat_convolutions import flat_convolutions
@@ -28,10 +33,14 @@ from edgeport.passes.fold_columns import fold_columns
 from edgeport.passes.gather_view import gather_to_view
 from edgeport.passes.gathers import flatten_gathers
 from edgeport.passes.group_norm import group_norm_to_instance_norm
+from edgeport.passes.group_norm_batch import group_norm_of_batch
 from edgeport.passes.inline import inline_functions
+from edgeport.passes.inverse_functions import functions_to_parts
 from edgeport.passes.large_kernels import split_large_kernels
 from edgeport.passes.layer_norm import fuse_layer_norm
+from edgeport.passes.layer_norm_axes import layer_norm_over_one_axis
 from edgeport.passes.linear_conv import linear_to_conv
+from edgeport.passes.log_quotient import split_log_of_quotient
 from edgeport.passes.low_silu import low_silu_apart
 from edgeport.passes.masks import finite_masks
 from edgeport.passes.merge_identity import merge_identity
@@ -40,8 +49,11 @@ from edgeport.passes.parallel_conv import merge_parallel_convolutions
 from edgeport.passes.point_conv import point_conv_to_gemm
 from edgeport.passes.pointwise_conv import depthwise_point_to_mul
 from edgeport.passes.powers import power_to_mul
+from edgeport.passes.prelu_parts import prelu_to_parts
+from edgeport.passes.raise_opset import raise_opset
 from edgeport.passes.rank import reduce_rank
 from edgeport.passes.reciprocal import reciprocal_to_div
+from edgeport.passes.reductions import reductions_to_parts
 from edgeport.passes.resizes import resize_to_matmul
 from edgeport.passes.scatters import scatter_to_matmul
 from edgeport.passes.select_branches import select_branches
@@ -64,6 +76,7 @@ EXACT_DB = 80.0  # float32 rounding stays above 100 dB here; a wrong graph is fa
 
 EXACT: tuple[Pass, ...] = (
     inline_functions,  # first: no pass looks into functions
+    raise_opset,  # before the others: they write the operators that the opset has
     fold_constants,  # before the others: they match patterns, and constants hide them
     simplify,  # shape arithmetic that only becomes constant once shapes are inferred
     reciprocal_to_div,  # after folding, so that no constant Reciprocal is rewritten
@@ -80,6 +93,9 @@ EXACT: tuple[Pass, ...] = (
 HTP: tuple[Pass, ...] = (
     einsum_to_matmul,  # no equation but plain attention's is taken
     activation_to_parts,  # its provider has neither Celu nor Softsign
+    functions_to_parts,  # it has no Sinh, Cosh, Acos ...
+    erf_to_tanh,  # what no Gelu took in: it has no Erf
+    reductions_to_parts,  # no ReduceProd, no ReduceL1
     dft_to_matmul,  # no NPU has the operator
     finite_masks,  # a mask of -1e9 leaves a quantized score no step; -inf is refused
     power_to_mul,  # x^3 has 13 dB in w8a16
@@ -89,6 +105,9 @@ HTP: tuple[Pass, ...] = (
     scatter_to_matmul,  # refused with "add" in fp16, wrong where it is quantized
     pad_by_concat,  # no "wrap", and "edge" is wrong in fp16
     flat_convolutions,  # dilated lines are wrong in fp16; MaxPool has two dimensions at most
+    average_pools,  # windows that overhang, volumes and even tiles are wrong
+    layer_norm_over_one_axis,  # none over several axes is taken
+    group_norm_of_batch,  # wrong, or the compiler fails, unless it is one picture
     linear_to_conv,  # before what changes ranks: it looks for pictures of rank 4
     flatten_gathers,  # before what merges axes: it writes views of high rank
     select_branches,  # before it too: a selection from a 5-D view needs none of its axes
@@ -105,10 +124,15 @@ HTP_FLOAT: tuple[Pass, ...] = (
 """After HTP where the NPU computes fp16."""
 
 HTP_INTEGER: tuple[Pass, ...] = (
+    split_log_of_quotient,  # the quotient's range leaves nothing of what is small
+    power_of_constant_to_exp,  # wrong where the exponent is the tensor
+    cumsum_to_matmul,  # wrong in 8 bits but along the last axis
     fuse_softplus,  # Exp loses what is small in 8 bits
     batch_norm_to_affine,  # not taken in every element type
     depthwise_point_to_mul,  # quantized, it ends the compiler
     low_silu_apart,  # of 9 to 12 rows it is wrong in 16 bits
+    prelu_to_parts,  # a slope per channel ends the compiler where activations have 16 bits
+    pad_corner_by_concat,  # wrong at the right and lower edge alone
     group_norm_to_instance_norm,  # quantized, it ends the compiler's session
 )
 """After HTP where the NPU computes on quantized tensors."""

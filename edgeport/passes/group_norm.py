@@ -33,12 +33,17 @@ def group_norm_to_instance_norm(model: ir.Model) -> PassResult:
         if shape is None or any(shape_of(value) is None for value in node.inputs[1:]):
             editor.refuse(node, "its shapes are not static")
         else:
-            _replace(editor, node, shape, per_group=opset(model) < 21)
+            replace_group_norm(editor, node, shape, per_group=opset(model) < 21)
     return editor.result(NAME)
 
 
-def _replace(editor: Editor, node: ir.Node, shape: tuple[int, ...], *, per_group: bool) -> None:
-    """Before opset 21, scale and bias had one value per group, not per channel."""
+def replace_group_norm(
+    editor: Editor, node: ir.Node, shape: tuple[int, ...], *, per_group: bool
+) -> None:
+    """Puts InstanceNormalization, Mul and Add in the place of a GroupNormalization.
+
+    Before opset 21, scale and bias had one value per group, not per channel.
+    """
     x, scale, bias = node.inputs
     assert x is not None and scale is not None and bias is not None
     groups = int(attribute(node, "num_groups"))

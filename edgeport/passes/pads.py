@@ -38,7 +38,7 @@ def pad_by_concat(model: ir.Model) -> PassResult:
             continue
         if mode == "constant" and _constant(node) is None:
             continue
-        sides = _sides(node, len(shape))
+        sides = pad_sides(node, len(shape))
         if sides is None:
             editor.refuse(node, "how far it pads is not known")
         elif any(not 0 <= amount <= _most(mode, size) for amount, size in sides_of(sides, shape)):
@@ -48,7 +48,7 @@ def pad_by_concat(model: ir.Model) -> PassResult:
     return editor.result(NAME)
 
 
-def _sides(node: ir.Node, rank: int) -> dict[int, tuple[int, int]] | None:
+def pad_sides(node: ir.Node, rank: int) -> dict[int, tuple[int, int]] | None:
     """Returns axis -> (before, after)."""
     pads = array_of(node.inputs[1])
     stated = node.inputs[3] if len(node.inputs) > 3 else None

@@ -2,8 +2,8 @@
 
 Qualcomm's HTP computes a GroupNormalization of a batch of lines wrongly in fp16 (22 dB for 4 x 16 x
 32, v75, QAIRT 2.51, emulated) and its compiler's session fails on one of a batch of pictures and on
-one of volumes. As InstanceNormalization of the groups, Mul and Add: 66 dB or more. One picture is taken as
-it is.
+one of volumes. As InstanceNormalization of the groups, Mul and Add: 66 dB or more. One picture is
+taken as it is.
 """
 
 from __future__ import annotations

@@ -218,3 +218,18 @@ def test_what_is_wrong_with_the_feeds_is_told_as_it_is(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"data\.npz: image holds NaN"):
         quantized(tmp_path, conv_net(), "w8a8", feeds())
+
+
+@pytest.mark.parametrize(("precision", "least"), [("w8a16", 4.0), ("w8a8", 0.0)])
+def test_a_sixteen_bit_log_spans_what_the_npu_needs(
+    tmp_path: Path, precision: str, least: float
+) -> None:
+    """Its values lie between 0 and 1.1, which is the span that 8 bits keep."""
+    proto = model([node("Log", "x", "y")], {"x": [4, 8]}, {"y": [4, 8]}, {})
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.uniform(1, 3, (4, 8)).astype(np.float32)} for _ in range(2)]
+    path = quantized(tmp_path, proto, precision, feeds)
+    scale = edge_scales(onnx.load(path))["y"].scale
+    steps = 65535 if precision == "w8a16" else 255
+    assert least <= scale * steps * 1.0001
+    assert scale * steps < (4.5 if least else 1.5)

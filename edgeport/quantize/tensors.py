@@ -21,6 +21,8 @@ _MOVES = """
 MOVES = frozenset(_MOVES.split())
 # What the NPU's 16-bit operators give, whatever the range that was observed.
 FIXED: dict[str, tuple[float, int]] = {"Sigmoid": (1 / 65536, 0), "Tanh": (1 / 32768, 32768)}
+# The NPU computes a 16-bit Log wrongly where its output's grid spans less: 0 dB at 3, 85 at 4.
+LOG_SPAN = 4.0
 # exp(-MARGIN) is less than half a step of the type: a masked score gets no attention.
 MARGIN: dict[IntegerType, float] = {"uint8": 8.0, "uint16": 16.0, "int16": 16.0}
 
@@ -62,6 +64,8 @@ class TensorGrids:
         low, high = choose_range(one, self._config, dtype)
         if BITS[dtype] == 16 and self._config.method == "minmax":
             low, high = low * self._config.headroom, high * self._config.headroom
+        if BITS[dtype] == 16 and maker is not None and maker.op_type == "Log":
+            low = min(low, max(high, 0.0) - LOG_SPAN)
         if maker is not None and maker.op_type == "Clip":  # the grid's ends may stand for it
             least, most = clip_ends(maker, self._graph)
             low, high = max(low, min(least, 0.0)), min(high, max(most, 0.0))

@@ -163,12 +163,7 @@ class Flow:
             {"device": plan.device.to_dict(), "precision": plan.precision},
             model,
             lambda directory: _stages().lower(
-                directory,
-                model.path,
-                plan.device,
-                plan.precision,
-                plan.limits,
-                plan.computed,
+                directory, model.path, plan.device, plan.precision, plan.limits, plan.computed
             ),
         )
         self._keep(step, "model.bin", "model_ctx.onnx")
@@ -197,16 +192,13 @@ class Flow:
         self._keep(step)
 
     def run_on_host(self, model: Step, captured: Step) -> None:
+        computed = "fp32" if self.plan.precision == "float" else self.plan.computed
         step = self._step(
             "run-host",
             model.file,
             {"reference": captured.key},
             model,
-            lambda _: _stages().run_on_host(
-                model.path,
-                captured.entry.directory,
-                "fp32" if self.plan.precision == "float" else self.plan.computed,
-            ),
+            lambda _: _stages().run_on_host(model.path, captured.entry.directory, computed),
         )
         self._keep(step)
 

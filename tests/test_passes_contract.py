@@ -33,6 +33,7 @@ UNREACHABLE = {
     "merge identity": "(no case has a convolution beside a BatchNormalization)",
     "separate activation": "(no case has a product before an activation)",
     "single-pixel Conv to Gemm": "(no case has a view of rank 5 behind a convolution)",
+    "mean before the view": "(no case has a mean of a transposed view)",
     "SiLU of few rows apart": "(no case has a SiLU behind a convolution)",
     "select before the view": "(no case selects from a transposed view)",
     "Linear to 1x1 Conv": "(no case has a MatMul between Transposes)",

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeport.compare import sqnr_db
+from edgeport.passes.early_mean import mean_before_view
 from edgeport.passes.fold_columns import fold_columns
 from edgeport.passes.gathers import flatten_gathers
 from edgeport.passes.low_silu import low_silu_apart
@@ -255,3 +256,32 @@ def test_a_silu_of_9_to_12_rows_is_kept_apart(rows: int, count: int, order: str)
     }}"""
     result = applied(low_silu_apart, text, x=gaussian(1, 2, rows, 3))
     assert (result.count, operators(result).count("Mul")) == (count, 1 + count)
+
+
+@pytest.mark.parametrize(("axis", "keeps", "count"), [(3, 1, 1), (-1, 0, 1), (1, 1, 1), (2, 1, 0)])
+def test_a_mean_over_transposed_tokens_is_taken_first(axis: int, keeps: int, count: int) -> None:
+    shape = [2, 3, 1, 5]
+    if keeps:
+        shape[axis] = 1
+    else:
+        shape.pop(axis)
+    text = f"""example (float[2, 5, 3] x) => (float{shape} y)
+    <int64[1] height = {{2}}, int64[1] over = {{{axis}}}> {{
+      t = Transpose <perm = [0, 2, 1]> (x)
+      u = Unsqueeze(t, height)
+      y = ReduceMean <keepdims = {keeps}> (u, over)
+    }}"""
+    result = applied(mean_before_view, text, x=gaussian(2, 5, 3))
+    assert result.count == count and ("Unsqueeze" in operators(result)) == (not count)
+
+
+def test_a_slice_of_a_view_of_rank_6_cuts_merged_axes() -> None:
+    text = """example (float[8, 6] x) => (float[2, 2, 3] y)
+    <int64[6] windows = {1, 2, 2, 2, 1, 6}, int64[2] start = {1, 0}, int64[2] stop = {4, 1},
+     int64[2] axes = {-1, 1}, int64[3] heads = {2, 2, 3}> {
+      a = Reshape(x, windows)
+      b = Slice(a, start, stop, axes)
+      y = Reshape(b, heads)
+    }"""
+    result = applied(reduce_rank, text, x=gaussian(8, 6))
+    assert highest_rank(result) <= 5 and "Slice" in operators(result)

@@ -23,6 +23,7 @@ from edgeport.passes.constant_base import power_of_constant_to_exp
 from edgeport.passes.corner_pads import pad_corner_by_concat
 from edgeport.passes.cumulative_sums import cumsum_to_matmul
 from edgeport.passes.dft import dft_to_matmul
+from edgeport.passes.early_mean import mean_before_view
 from edgeport.passes.einsum import einsum_to_matmul
 from edgeport.passes.erf_parts import erf_to_tanh
 from edgeport.passes.expand_parts import expand_to_parts
@@ -130,6 +131,7 @@ HTP_INTEGER: tuple[Pass, ...] = (
     fuse_softplus,  # Exp loses what is small in 8 bits
     batch_norm_to_affine,  # not taken in every element type
     depthwise_point_to_mul,  # quantized, it ends the compiler
+    mean_before_view,  # over transposed tokens it is wrong in 16 bits
     low_silu_apart,  # of 9 to 12 rows it is wrong in 16 bits
     prelu_to_parts,  # a slope per channel ends the compiler where activations have 16 bits
     pad_corner_by_concat,  # wrong at the right and lower edge alone

@@ -92,6 +92,7 @@ def _rules() -> dict[str, Callable[[ir.Node, list[Shape]], Keys | None]]:
         **dict.fromkeys(_ALONG_AXIS, _keys_along_axis),
         **dict.fromkeys(_PER_CHANNEL, lambda node, shapes: _keys_around(shapes[0], 0, 2, "")),
         "MatMul": _keys_matmul,
+        "Slice": _keys_slice,
     }
 
 
@@ -131,6 +132,16 @@ def _keys_along_axis(node: ir.Node, shapes: list[Shape]) -> Keys:
 
 def _axis(node: ir.Node, rank: int) -> int:
     return int(attribute(node, "axis", _ALONG_AXIS[node.op_type])) % rank
+
+
+def _keys_slice(node: ir.Node, shapes: list[Shape]) -> Keys | None:
+    """Returns keys that keep the axes apart that are cut; None where they are not stated."""
+    axes = array_of(node.inputs[3]) if len(node.inputs) > 3 else None
+    if axes is None:
+        return None
+    rank = len(shapes[0])
+    cut = {int(axis) % rank for axis in axes.reshape(-1)}
+    return [None if axis in cut else sum(one < axis for one in cut) for axis in range(rank)]
 
 
 def _keys_matmul(node: ir.Node, shapes: list[Shape]) -> Keys | None:
@@ -200,7 +211,7 @@ def _lower(
 
 def _tensor_inputs(node: ir.Node) -> list[ir.Value]:
     """Returns the inputs that have the axes in question: no scales, axes or bounds."""
-    if node.op_type in (*_REDUCTIONS, *_PER_CHANNEL, "Gather"):
+    if node.op_type in (*_REDUCTIONS, *_PER_CHANNEL, "Gather", "Slice"):
         first = node.inputs[0]
         return [first] if first is not None else []
     # A scalar broadcasts at any rank; Clip's bounds must stay scalars.
@@ -220,6 +231,11 @@ def _restate_axes(
     place = {axis: index for index, group in enumerate(groups) for axis in group}
     if node.op_type in _ALONG_AXIS:
         attributes["axis"] = place[_axis(node, rank)]
+    if node.op_type == "Slice":
+        cut = array_of(node.inputs[3])
+        assert cut is not None
+        at = [place[int(axis) % rank] for axis in cut.reshape(-1)]
+        inputs[3] = editor.constant(node, np.array(at, np.int64), "axes")
     if node.op_type in _REDUCTIONS:
         axes = _reduced_axes(node, rank)
         assert axes is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.data import CIFAR, Labels, cifar_images, data_folder
 from benchmarks.tables import DEFAULT, FULL, NOT_RUN, Results, Row, markdown
 from edgeport.measure import environment
+from edgeport.private import scratch_directory
 from edgeport.types import PRECISIONS, Provenance
 
 SUITE = "cifar_vit"
@@ -58,14 +58,14 @@ def run(results: Results, full: bool) -> None:
     images, labels = cifar_images(data, "test", TEST_IMAGES)
     reference = _torch_predictions(data, images)
     truth = Truth(images, labels, reference, EMULATED_IMAGES[results.budget])
-    with tempfile.TemporaryDirectory(prefix="edgeport-bench-") as folder:
+    with scratch_directory() as folder:
         # One more: the first one is export's parity sample, which it keeps out of calibration.
         calibration, _ = cifar_images(data, "train", CALIBRATION_IMAGES + 1)
         np.savez(Path(folder, CALIBRATION_FILE), image=calibration)
         for precision in PRECISIONS:
             if not results.finished(precision):
                 print(f"running {precision}", file=sys.stderr, flush=True)
-                rows = _run_precision(precision, data, Path(folder), truth)
+                rows = _run_precision(precision, data, folder, truth)
                 results.add([replace(row, budget=results.budget) for row in rows])
 
 

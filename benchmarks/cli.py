@@ -6,7 +6,6 @@ import itertools
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from benchmarks.tables import Results, Row, cell, markdown, timing_fields
 from edgeport.errors import StageFailed
 from edgeport.measure import environment, interleave
+from edgeport.private import scratch_directory
 
 SUITE = "cli"
 EXPORT = ("export", "padre", "--device", "Samsung Galaxy S24", "--precision", "w8a16")
@@ -34,8 +34,8 @@ def run(results: Results, full: bool) -> None:
         lists = {arm: _command(*arm.split()) for arm in TARGETS_S if arm.startswith("list")}
         results.add(_rows("list", lists, (2 if full else 1) * LIST_ROUNDS, results.budget))
     if not results.finished("export"):
-        with tempfile.TemporaryDirectory(prefix="edgeport-bench-") as folder:
-            calls = _exports(Path(folder))
+        with scratch_directory() as folder:
+            calls = _exports(folder)
             rounds = (2 if full else 1) * EXPORT_ROUNDS
             results.add(_rows("export", calls, rounds, results.budget))
 

@@ -11,7 +11,6 @@ import argparse
 import os
 import resource
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from benchmarks.tables import (
 from edgeport.compare import sqnr_db
 from edgeport.errors import StageFailed
 from edgeport.measure import Timing, environment, interleave, peak_bytes_of, ratio
+from edgeport.private import scratch_directory
 
 SUITE = "padre"
 THREADS = 2
@@ -245,7 +245,7 @@ def _peak_memory(size: Size, models: Mapping[str, Any]) -> dict[str, dict[str, A
     import onnx_ir as ir
 
     used: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory(prefix="edgeport-bench-") as folder:
+    with scratch_directory() as folder:
         for arm in ARMS:
             argv = [sys.executable, "-m", "benchmarks.padre", "--once", arm]
             argv += ["--part", size.part, "--grid", str(size.grid)]

@@ -9,7 +9,6 @@ figure worthless.
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from benchmarks.tables import NOT_RUN, Results, Row, cell, markdown
 from edgeport import compare
 from edgeport.devices import find_device
 from edgeport.measure import environment
+from edgeport.private import scratch_directory
 from edgeport.runtimes.qnn_context_binary import run_emulated
 from edgeport.runtimes.samples import Sample, load_samples
 from edgeport.runtimes.worker import Limits
@@ -46,8 +46,8 @@ def run(results: Results, full: bool) -> None:
         if results.finished(precision):
             continue
         print(f"running {precision}", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(prefix="edgeport-proof-") as folder:
-            rows = _run_precision(precision, Path(folder), samples)
+        with scratch_directory() as folder:
+            rows = _run_precision(precision, folder, samples)
         results.add([replace(row, budget=results.budget) for row in rows])
 
 

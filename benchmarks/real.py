@@ -9,7 +9,6 @@ It needs EDGEPORT_DATA.
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,6 +22,7 @@ from benchmarks.cifar_vit import wilson_interval
 from benchmarks.data import CIFAR, cifar_images, data_folder
 from benchmarks.tables import NOT_RUN, Results, Row, cell, markdown
 from edgeport.measure import environment
+from edgeport.private import scratch_directory
 
 SUITE = "real"
 DEVICE = "s24"
@@ -232,7 +232,7 @@ def _rows(task: Task, precision: str, group: str, data: Path) -> list[Row]:
     import edgeport
     from edgeport.runtimes.onnx import Session
 
-    with tempfile.TemporaryDirectory(prefix="edgeport-real-") as folder:
+    with scratch_directory() as folder:
         spec = task.input.partition(":")[0]
         np.savez(Path(folder, "calibration.npz"), **{spec: task.calibration(data)})
         exported = edgeport.export(

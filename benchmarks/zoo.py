@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from benchmarks.tables import NOT_RUN, Results, Row, markdown
 from edgeport import compare
 from edgeport.errors import EdgeportError
 from edgeport.measure import environment
+from edgeport.private import scratch_directory
 from edgeport.runtimes.worker import Limits
 from edgeport.types import Provenance
 
@@ -79,8 +79,7 @@ def run(results: Results, full: bool) -> None:
             if results.finished(group):
                 continue
             print(f"running {group}", file=sys.stderr, flush=True)
-            with tempfile.TemporaryDirectory(prefix="edgeport-zoo-") as folder:
-                work = Path(folder)
+            with scratch_directory() as work:
                 ours = _told(partial(_edgeport, source, precision, work, results.budget))
                 rows = _rows(group, EDGEPORT, ours)
                 if precision in PRECISIONS:

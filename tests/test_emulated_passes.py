@@ -18,6 +18,7 @@ from edgeport.passes.low_silu import low_silu_apart
 from edgeport.passes.pads import pad_by_concat
 from edgeport.passes.point_conv import point_conv_to_gemm
 from edgeport.plan import make_plan
+from edgeport.quantize import weights
 from edgeport.quantize.apply import quantize_as
 from edgeport.quantize.config import Request
 from edgeport.runtimes.onnx import Session
@@ -136,3 +137,35 @@ def test_a_silu_of_12_rows_is_wrong_in_w8a16_and_right_apart(tmp_path: Path) -> 
         compiled(directory, one, "w8a16", inputs)
         found[name] = sqnr_db(reference, emulated(directory, inputs[:1])[0])
     assert found["before"] < 15 and found["after"] > 35
+
+
+def dead_net(op: str) -> onnx.ModelProto:
+    """Returns a layer one of whose channels is 1e5 times quieter than the others."""
+    text = f"""dead (float[1, 16, 12, 12] x) => (float[1, 16, 12, 12] output_0) {{
+      output_0 = {op}(x, weight)
+    }}"""
+    proto = onnx.parser.parse_model(HEAD + text)
+    shape = (12, 12) if op == "MatMul" else (16, 16, 1, 1)
+    weight = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    np.moveaxis(weight, -1 if op == "MatMul" else 0, 0)[3] *= 1e-5
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+    return proto
+
+
+@needs_compiler
+@pytest.mark.parametrize("op", ["Conv", "MatMul"])
+def test_a_dead_channel_does_not_take_the_others_with_it(
+    tmp_path: Path, op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = dead_net(op)
+    inputs = [{"x": np.random.default_rng(s).standard_normal((1, 16, 12, 12)).astype(np.float32)}
+              for s in range(4)]  # fmt: skip
+    (reference,) = Session(proto.SerializeToString()).run(inputs[0])
+    found = {}
+    for spread in (weights.CHANNEL_SPREAD, np.inf):
+        monkeypatch.setattr(weights, "CHANNEL_SPREAD", spread)
+        directory = tmp_path / f"{spread}"
+        directory.mkdir()
+        compiled(directory, proto, "w8a16", inputs)
+        found[spread] = sqnr_db(reference, emulated(directory, inputs[:1])[0])
+    assert found[2.0**13] > 35 and found[np.inf] < 10

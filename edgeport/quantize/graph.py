@@ -15,7 +15,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edgeport.errors import StageFailed
 from edgeport.private import scratch_directory
 
 Feed = Mapping[str, NDArray[Any]]
@@ -147,10 +146,6 @@ class Probe:
             for value in values
             if value.type == "tensor(float)"
         }
-        if any(value.type == "tensor(float16)" for value in values):
-            raise StageFailed(
-                "quantize", "the graph computes in float16: give the float32 model to quantize"
-            )
         self._made = {name for name in self.shapes if name in graph.makers}
 
     def groups(self, names: Iterable[str], limit_bytes: int) -> Iterator[list[str]]:

@@ -100,13 +100,18 @@ class GraphDiagnosis(Serialisable):
         return self.npu_ops / max(self.npu_ops + self.cpu_ops, 1)
 
 
+WHOLE_DB = 20.0  # 10 % of the signal: no rounding of a graph that the host computes well
+LOST_DB = 6.0  # half of the signal's noise: the emulator and the host round a graph alike
+
+
 @dataclass(frozen=True)
 class Diagnosis(Serialisable):
     """The graph as captured and after edgeport's passes, and how right the NPU's numbers are.
 
     `passes` are (name, count); `sqnr_db` is of the whole graph after the passes, as the emulator
     (and the CPU, where nodes fell) gives it, against the reference; None where it did not run, and
-    `emulator_failure` says why where it was tried.
+    `emulator_failure` says why where it was tried. `host_sqnr_db` is what the same graph gives on
+    this machine's CPU.
     """
 
     source: str
@@ -119,6 +124,7 @@ class Diagnosis(Serialisable):
     notes: tuple[str, ...]
     classes: tuple[ClassResult, ...]
     sqnr_db: float | None
+    host_sqnr_db: float | None
     emulator_failure: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -126,6 +132,16 @@ class Diagnosis(Serialisable):
     def wrong(self) -> tuple[ClassResult, ...]:
         """The operator classes whose numbers are wrong, or which crash in the emulator."""
         return tuple(one for one in self.classes if one.status in ("wrong", "crashed"))
+
+    @property
+    def wrong_as_a_whole(self) -> bool:
+        """Whether each class is right and the NPU's answer is lost, where the host's is not.
+
+        What is right alone may be wrong in the shape that a fusion gives it.
+        """
+        if self.wrong or self.sqnr_db is None or self.host_sqnr_db is None:
+            return False
+        return self.sqnr_db < min(WHOLE_DB, self.host_sqnr_db - LOST_DB)
 
     def shortfalls(self, least_share: float) -> tuple[str, ...]:
         """Returns in words what keeps the graph after the passes from `least_share` of its MACs.
@@ -146,6 +162,8 @@ class Diagnosis(Serialisable):
         if self.wrong:
             names = ", ".join(dict.fromkeys(one.op for one in self.wrong))
             found.append(f"wrong numbers on the NPU: {names}")
+        if self.wrong_as_a_whole:
+            found.append(f"the whole graph is wrong on the NPU, {self.sqnr_db:.1f} dB")
         return tuple(found)
 
 

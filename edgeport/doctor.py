@@ -115,9 +115,10 @@ class _Examination(Flow):
             passes,
             (*(note for one in self.artifacts for note in one.notes), *self.notes),
             self._classes(final, captured, on_npu) if numerics and final and on_npu else (),
-            None if run["sqnr_db"] is None else float(run["sqnr_db"]),
-            run["failure"],
-            self.cache.warnings,
+            sqnr_db=None if run["sqnr_db"] is None else float(run["sqnr_db"]),
+            host_sqnr_db=None if run["host_db"] is None else float(run["host_db"]),
+            emulator_failure=run["failure"],
+            warnings=self.cache.warnings,
         )
 
     def _quantized(self, model: Step, captured: Step, stage: str) -> Step | None:
@@ -175,7 +176,7 @@ class _Examination(Flow):
 
         if model is None:
             failed_early = GraphDiagnosis(stage, failure="the graph cannot be quantized")
-            return failed_early, {"sqnr_db": None, "failure": ""}
+            return failed_early, {"sqnr_db": None, "host_db": None, "failure": ""}
         result = self._placed(model, captured, numerics).entry.result
         placement = Placement.from_dict(result["placement"])
         fallen = any(report.unit == "cpu" for report in placement.nodes)
@@ -210,8 +211,11 @@ class _Examination(Flow):
             if placement.nodes and (placement.crash or placement.failure):  # it did compile
                 failure = placement.crash.what if placement.crash else placement.failure
                 placement = replace(placement, crash=None, failure="")
-            found = plain(_whole_sqnr_db(captured, answers)) if answers else None
-            run = {"sqnr_db": found, "failure": failure}
+            run = {"sqnr_db": None, "host_db": None, "failure": failure}
+            if answers:
+                on_host = _host_answers(model, captured)
+                run["sqnr_db"] = plain(_whole_sqnr_db(captured, answers))
+                run["host_db"] = plain(_whole_sqnr_db(captured, on_host))
             return {"placement": placement.to_dict(), "run": run}
 
         key = {**self._target_key(), "run": numerics}
@@ -269,6 +273,17 @@ def _bench(model: Step, captured: Step) -> Workbench:
 
     feed = load_samples(captured.entry.directory / PARITY_INPUTS)[0]
     return Workbench(onnx.load(model.path), feed)
+
+
+def _host_answers(model: Step, captured: Step) -> list[Any]:
+    """Returns what onnxruntime's CPU provider gives with the same graph, sample by sample."""
+    from edgeport.runtimes.onnx import Session
+    from edgeport.runtimes.samples import load_samples
+
+    session = Session(model.path)
+    names = load_samples(captured.entry.directory / PARITY_OUTPUTS)[0]
+    feeds = load_samples(captured.entry.directory / PARITY_INPUTS)
+    return [dict(zip(names, session.run(feed), strict=True)) for feed in feeds]
 
 
 def _whole_sqnr_db(captured: Step, answers: list[Any]) -> float:

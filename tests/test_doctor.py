@@ -22,6 +22,7 @@ from support import (
     save,
 )
 
+from edgeport.cli.doctor import numbers_line
 from edgeport.devices import find_device
 from edgeport.diagnosis import causes, find_breaks
 from edgeport.doctor import examine
@@ -183,6 +184,19 @@ def test_numbers_that_are_wrong_are_found_and_fail_the_gate(tmp_path: Path) -> N
     assert found.wrong[0].sqnr_db < 10
     assert found.sqnr_db < 10
     assert found.shortfalls(1.0) == ("wrong numbers on the NPU: ScatterElements",)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("quick")
+def test_a_graph_that_is_wrong_though_its_classes_are_right_is_told(tmp_path: Path) -> None:
+    found = examined(tmp_path, scatter_net(), "float")
+    assert found.sqnr_db > 40 and found.host_sqnr_db > 100 and not found.wrong_as_a_whole
+    # What a fusion of two right operators did to a network before a pass kept them apart.
+    lost = replace(found, sqnr_db=-2.0, host_sqnr_db=22.6)
+    assert lost.wrong_as_a_whole
+    assert lost.shortfalls(0.5) == ("the whole graph is wrong on the NPU, -2.0 dB",)
+    assert "THE WHOLE GRAPH IS WRONG ON THE NPU: -2.0 dB" in numbers_line(lost)
+    assert not replace(found, sqnr_db=13.1, host_sqnr_db=13.2).wrong_as_a_whole
 
 
 @needs_compiler

@@ -125,7 +125,7 @@ def _show(found: Diagnosis, verbose: bool, output_dir: Path | None) -> None:
     click.echo(f"{found.source} on {found.device} ({found.chipset}), {found.precision}")
     for graph in (found.passed, found.captured):
         click.echo(_summary(graph))
-    click.echo(_numbers(found))
+    click.echo(numbers_line(found))
     if told := causes(found):
         console.print(_cause_table(told))
     twice = found.captured.reduced == found.passed.reduced
@@ -158,7 +158,7 @@ def _summary(graph: GraphDiagnosis) -> str:
     return f"npu {graph.npu_ops} ops  cpu {graph.cpu_ops} ops  {share}  {breaks}  [{graph.stage}]"
 
 
-def _numbers(found: Diagnosis) -> str:
+def numbers_line(found: Diagnosis) -> str:
     """Returns how right the numbers are, in a line."""
     failure = f" ({found.emulator_failure})" if found.emulator_failure else ""
     if not found.classes and found.sqnr_db is None:
@@ -172,7 +172,12 @@ def _numbers(found: Diagnosis) -> str:
         parts.append(f"{skipped} not compared")
     if found.emulator_failure:
         parts.append(f"THE WHOLE GRAPH FAILS IN THE EMULATOR: {found.emulator_failure}")
-    if found.sqnr_db is not None:
+    if found.wrong_as_a_whole:
+        parts.append(
+            f"THE WHOLE GRAPH IS WRONG ON THE NPU: {found.sqnr_db:.1f} dB from the reference,"
+            f" {found.host_sqnr_db:.1f} dB on the host; a fusion or a shape is to blame"
+        )
+    elif found.sqnr_db is not None:
         parts.append(f"the whole graph {found.sqnr_db:.1f} dB from the reference")
     return f"numerics: {', '.join(parts)}"
 

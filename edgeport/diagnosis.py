@@ -100,6 +100,8 @@ class GraphDiagnosis(Serialisable):
         return self.npu_ops / max(self.npu_ops + self.cpu_ops, 1)
 
 
+# The reason of a node that onnxruntime fused or moved before it placed the others.
+FUSED = "no reason given: what it stands between is on the CPU"
 WHOLE_DB = 20.0  # 10 % of the signal: no rounding of a graph that the host computes well
 LOST_DB = 6.0  # half of the signal's noise: the emulator and the host round a graph alike
 
@@ -197,7 +199,10 @@ def causes(diagnosis: Diagnosis) -> tuple[Cause, ...]:
 
 
 def _fallen(nodes: Iterable[NodeDiagnosis]) -> Counter[tuple[str, str]]:
-    return Counter((node.op, node.reason) for node in nodes if node.unit == "cpu")
+    """Returns how many operators fell, by operator and reason; not those that fell with others."""
+    fallen = [(node.op, node.reason) for node in nodes if node.unit == "cpu"]
+    own = [one for one in fallen if one[1] != FUSED]
+    return Counter(own or fallen)
 
 
 def diagnose_graph(
@@ -217,7 +222,7 @@ def diagnose_graph(
         if unit == "npu":
             nodes.append(NodeDiagnosis(node.name, node.op_type, unit, macs))
             continue
-        reason = reasons.get(node.name) or "no reason given: what it stands between is on the CPU"
+        reason = reasons.get(node.name) or FUSED
         fix = find_fix("refused", node.op_type, reason)
         raw, by = placement.raw.get(node.name, ""), removed_by(node.name, node.op_type)
         nodes.append(NodeDiagnosis(node.name, node.op_type, unit, macs, reason, raw, fix, by))

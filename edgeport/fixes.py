@@ -33,6 +33,12 @@ FIXES: tuple[Fix, ...] = (
     ),
     Fix(
         "refused",
+        "Erf|Sinh|Cosh|Asinh|Acosh|Atanh|Asin|Acos|ReduceProd|ReduceL1|ReduceLogSumExp",
+        ".*",
+        "write it with Exp, Log, Tanh, Sqrt and sums (exact)",
+    ),
+    Fix(
+        "refused",
         "BatchNormalization",
         ".*",
         "fold it into the convolution or Linear before it, or write it as Mul and Add (exact)",
@@ -60,7 +66,8 @@ FIXES: tuple[Fix, ...] = (
         "refused",
         "GridSample",
         ".*",
-        "for a displacement bounded by a few pixels: edgeport.rewrites.warp.bounded_warp (exact)",
+        "sample bilinearly or by the nearest; where pixels move by a few at most:"
+        " edgeport.rewrites.warp.bounded_warp",
     ),
     Fix("refused", "Expand", ".*", "write it as Concat, or a MatMul with ones (exact)"),
     Fix(
@@ -122,6 +129,38 @@ FIXES: tuple[Fix, ...] = (
     ),
     Fix(
         "wrong",
+        "AveragePool|GlobalAveragePool",
+        ".*",
+        "write it as a depthwise convolution of constant weights, or a product per axis (exact)",
+    ),
+    Fix("wrong", "Pad", ".*", "write it as a Concat with the border (exact)"),
+    Fix("wrong", "CumSum", ".*", "write it as a product with a triangular matrix (exact)"),
+    Fix(
+        "wrong",
+        "Log",
+        ".*",
+        "in 16 bits the range of its output must span 4 or more: widen it, or keep it in float",
+    ),
+    Fix(
+        "wrong",
+        "Pow",
+        ".*",
+        "write x^n as multiplications, and a^x as Exp(x ln a) (exact)",
+    ),
+    Fix(
+        "wrong",
+        "MatMul",
+        ".*",
+        "of a 16-bit second operand the NPU reads 8 bits: store it as int16 (v73 and later)",
+    ),
+    Fix(
+        "wrong",
+        "Resize",
+        ".*",
+        "write it as a MatMul of constant weights per axis (exact)",
+    ),
+    Fix(
+        "wrong",
         ".*",
         ".*",
         "keep this operator in a wider type (w8a16 instead of w8a8, or float), or rewrite it",
@@ -139,6 +178,13 @@ FIXES: tuple[Fix, ...] = (
         ".*",
         "replace the Gather by Reshape where its constant indices count up: as_strided is exported"
         " so, and the compiler aborts on the Transpose behind it",
+    ),
+    Fix(
+        "crash",
+        "PRelu",
+        ".*",
+        "write it as Relu(x) - slope Relu(-x): with a slope a channel and 16-bit activations the"
+        " compiler fails (exact)",
     ),
     Fix("crash", ".*", "timeout:.*", "give the compiler more time (--timeout), or smaller tensors"),
     Fix("crash", ".*", "memory:.*", "give the compiler more memory (--memory), or smaller tensors"),

@@ -49,7 +49,9 @@ def replace_group_norm(
     groups = int(attribute(node, "num_groups"))
     assert x.dtype is not None
     kind = x.dtype.numpy()
-    flat = (shape[0], groups, math.prod(shape[1:]) // groups)
+    # As lines of rank 3 the HTP normalises some of them wrongly behind other layers
+    # (w8a16, v75, QAIRT 2.51, emulated: a PoolFormer has 4 dB; as pictures 59).
+    flat = (shape[0], groups, shape[1] // groups, math.prod(shape[2:]))
     ones, zeros = (
         editor.constant(node, np.full(groups, number, kind), name)
         for number, name in ((1, "ones"), (0, "zeros"))

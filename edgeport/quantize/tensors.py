@@ -10,7 +10,7 @@ import onnx
 from edgeport.quantize.calibrate import Statistics, choose_range
 from edgeport.quantize.config import BITS, Calibration, IntegerType
 from edgeport.quantize.graph import Graph, attribute
-from edgeport.quantize.grids import Grid, asymmetric
+from edgeport.quantize.grids import INT16_REACH, Grid, asymmetric
 
 # They move values and compute none: input 0 and the outputs have one grid, or the NPU would have
 # to rescale what it only copies.
@@ -54,7 +54,7 @@ class TensorGrids:
             low, high = min(low, ends[0]), max(high, ends[1])
         if dtype == "int16":  # the HTP takes a signed operand with a zero point of 0 only
             reach = max(-low, high) or 1.0
-            return Grid(dtype, np.array(reach / 32767, np.float32), np.array(0, np.int16))
+            return Grid(dtype, np.array(reach / INT16_REACH, np.float32), np.array(0, np.int16))
         return asymmetric(low, high, dtype)
 
     def _range(

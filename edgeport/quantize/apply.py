@@ -40,9 +40,9 @@ def calibrate_file(
 ) -> Calibrated:
     """Returns the graph in `source` with the statistics of its tensors over all feeds.
 
-    Its weights are rounded for `config` and for the precisions in `levels`, without a look at the
-    first `judged` feeds, or half of them where they are few. Raises StageFailed with onnxruntime's
-    first line where it cannot run the graph.
+    Its weights are rounded for `config` and for the precisions in `levels`. The first `judged`
+    feeds, or half of them where they are few, are kept out, to judge by. Raises StageFailed with
+    onnxruntime's first line where it cannot run the graph.
     """
     configs = (config, *(CONFIGS[level] for level in levels if level != "float"))
     try:
@@ -51,16 +51,15 @@ def calibrate_file(
             equalize(graph)
         with scratch_directory() as folder:
             stored, probe = Feeds(feeds, folder), Probe(graph)
+            held = stored.hold_out(judged)
             statistics = gather(probe, stored, config.calibration, mean_axes(graph))
-            weights = round_weights(
-                graph, statistics, probe, stored, configs, min(judged, stored.count // 2)
-            )
+            weights = round_weights(graph, statistics, probe, stored, configs)
     except EdgeportError:
         raise
     except Exception as error:  # onnxruntime's binding raises a class per status code
         line = next(iter(str(error).splitlines()), "")
         raise StageFailed("quantize", f"{type(error).__name__}: {line}") from error
-    return Calibrated(graph, statistics, stored.count, weights)
+    return Calibrated(graph, statistics, len(stored), weights, tuple(held))
 
 
 def quantize_file(source: Path, target: Path, config: QuantConfig, feeds: Iterable[Feed]) -> int:
@@ -80,7 +79,7 @@ def layer_losses(
     """Returns what each layer of the model loses when it alone is quantized, the worst first."""
     config = configured(precision, method)
     calibrated = calibrate_file(source, config, feeds(), judged=1)
-    judge = Judge(calibrated, list(islice(feeds(), 1)))
+    judge = Judge(calibrated, calibrated.judged or list(islice(feeds(), 1)))
     return rank_layers(calibrated, config, judge, progress=progress)
 
 
@@ -105,8 +104,7 @@ def quantize_as(
     if request.least_db is None:
         return Quantized(quantize_file(source, target, config, feeds()), request.precision, ())
     calibrated = calibrate_file(source, config, feeds(), request.levels, JUDGED_FEEDS)
-    judged = max(1, min(JUDGED_FEEDS, calibrated.count // 2))
-    judge = Judge(calibrated, list(islice(feeds(), judged)))
+    judge = Judge(calibrated, calibrated.judged or list(islice(feeds(), 1)))
     wanted_db = request.least_db + MARGIN_DB
     mixed = promote(calibrated, config, judge, request.levels, wanted_db)
     if mixed.sqnr_db < request.least_db:

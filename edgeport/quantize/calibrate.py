@@ -46,17 +46,25 @@ class Feeds:
     """
 
     def __init__(self, feeds: Iterable[Feed], folder: Path) -> None:
-        self._folder = folder
-        self.count = 0
-        for feed in feeds:
-            save_samples(folder / f"{self.count}.npz", [feed])
-            self.count += 1
-        if not self.count:
+        self._files: list[Path] = []
+        for number, feed in enumerate(feeds):
+            self._files.append(folder / f"{number}.npz")
+            save_samples(self._files[-1], [feed])
+        if not self._files:
             raise InputError("no calibration inputs: at least one is needed")
 
+    def __len__(self) -> int:
+        return len(self._files)
+
     def __iter__(self) -> Iterator[Feed]:
-        for index in range(self.count):
-            yield load_samples(self._folder / f"{index}.npz")[0]
+        return (load_samples(file)[0] for file in self._files)
+
+    def hold_out(self, first: int) -> list[Feed]:
+        """Returns the first feeds, or half of them where they are few, and leaves them out."""
+        count = min(first, len(self) // 2)
+        held = [load_samples(file)[0] for file in self._files[:count]]
+        del self._files[:count]
+        return held
 
 
 def gather(

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeport.quantize.calibrate import Statistics
 from edgeport.quantize.config import CONFIGS, IntegerType, NodePrecision, QuantConfig
-from edgeport.quantize.graph import Array, Graph
+from edgeport.quantize.graph import Array, Feed, Graph
 from edgeport.quantize.grids import Grid, to_integers, to_reals
 from edgeport.quantize.rounding import RoundedWeight
 from edgeport.quantize.tensors import FIXED, MOVES, TensorGrids, clip_ends
@@ -43,13 +43,14 @@ class Calibrated:
     """A float graph with what its calibration on `count` feeds showed.
 
     `weights` are the rounded weights of layers, by name; one that is not there, or not on the grid
-    that is asked for, is rounded to the nearest.
+    that is asked for, is rounded to the nearest. `judged` are feeds that had no say in any of it.
     """
 
     graph: Graph
     statistics: Mapping[str, Statistics]
     count: int
     weights: Mapping[str, tuple[RoundedWeight, ...]] = field(default_factory=dict)
+    judged: tuple[Feed, ...] = ()
 
 
 def insert_pairs(

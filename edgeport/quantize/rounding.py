@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import onnx
@@ -75,23 +74,21 @@ class Moments:
 
 
 def moments_of_layers(
-    graph: Graph, probe: Probe, feeds: Feeds, held_out: int = 0
+    graph: Graph, probe: Probe, feeds: Feeds
 ) -> Iterator[tuple[onnx.NodeProto, Moments]]:
     """Yields each layer with a constant weight, and the second moments of what it multiplies.
 
-    The first `held_out` feeds are left for others to judge by. No layer of more than MOST_INPUTS
-    inputs is given.
+    No layer of more than MOST_INPUTS inputs is given.
     """
-    count = feeds.count - held_out
     wanted = [node for node in graph.nodes if _inputs(graph, node) in range(2, MOST_INPUTS + 1)]
     for group in _groups(graph, probe, wanted):
         sums = {node.name: np.zeros((), np.float32) for node in group}
         rows = dict.fromkeys(sums, 0)
         sources = list({node.input[0]: None for node in group})
-        for feed in islice(feeds, held_out, None):
+        for feed in feeds:
             values = probe.run(sources, feed)
             for node in group:
-                most = max(ROWS, _inputs(graph, node)) // count + 1
+                most = max(ROWS, _inputs(graph, node)) // len(feeds) + 1
                 seen = _rows(graph, node, values[node.input[0]], most)
                 with np.errstate(over="ignore"):  # of a mask's minus infinity: told by `Moments`
                     sums[node.name] = sums[node.name] + np.matmul(seen.swapaxes(1, 2), seen)

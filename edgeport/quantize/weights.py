@@ -126,12 +126,11 @@ def round_weights(
     probe: Probe,
     feeds: Feeds,
     configs: Iterable[QuantConfig],
-    held_out: int,
 ) -> dict[str, tuple[RoundedWeight, ...]]:
     """Returns the weights of layers, by the layers' names, rounded by what the feeds show them.
 
     Each is rounded to the grid of each configuration, where these differ; not to 16 bits, of which
-    the nearest is as good. The first `held_out` feeds have no say.
+    the nearest is as good.
     """
     wanted = [one for one in configs if one.round_by_data and BITS[one.weight] < 16]
     if not wanted:
@@ -139,7 +138,7 @@ def round_weights(
     tensors = TensorGrids(graph, statistics, wanted[0].calibration)
     grids = ConstantGrids(graph, statistics, tensors)
     found = {}
-    for layer, moments in moments_of_layers(graph, probe, feeds, held_out):
+    for layer, moments in moments_of_layers(graph, probe, feeds):
         if not moments.is_finite:
             continue
         values = graph.array(layer.input[1])

@@ -95,13 +95,12 @@ def capture_module(module: nn.Module, feed: Mapping[str, NDArray[Any]]) -> ir.Mo
     """
     import torch
 
-    from edgeport.attention import four_dimensional_attention
     from edgeport.exportable import exportable_functions
 
     arguments = _tensors(feed)
     with quiet(), torch.no_grad():
         try:
-            with exportable_functions(), four_dimensional_attention():
+            with exportable_functions():
                 exported = torch.export.export(module, arguments, strict=False)
             program = torch.onnx.export(
                 exported,

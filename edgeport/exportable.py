@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-_POOLS = {
-    functional.adaptive_avg_pool1d: 1,
-    functional.adaptive_avg_pool2d: 2,
-    functional.adaptive_avg_pool3d: 3,
-}
 _MOST_DIFFERENCES = 1 << 22  # elements of the tensor of all differences: 16 MiB
+_TENSORS = ("query", "key", "value", "attn_mask")  # of scaled_dot_product_attention
+
+
+def exportable_functions() -> TorchFunctionMode:
+    """Returns a context in which those functions reach torch as ones that its exporter takes.
+
+    The answers are the same up to rounding.
+    """
+    return _Exportable()
 
 
 class _Exportable(TorchFunctionMode):
-    """Writes adaptive average pools as matrix products, and cdist as sums of differences."""
+    """Computes the functions of _FORMS in their own form, where that has one for the arguments."""
 
     def __torch_function__(
         self,
@@ -29,22 +35,27 @@ class _Exportable(TorchFunctionMode):
         keywords: Mapping[str, Any] | None = None,
     ) -> Any:
         named = dict(keywords or {})
-        answer = None
-        if function in _POOLS:
-            answer = _pooled(_POOLS[function], *arguments, **named)
-        elif function is functional.interpolate:
-            answer = _resized(*arguments, **named)
-        elif function is torch.cdist:
-            answer = _distances(*arguments, **named)
+        form = _FORMS.get(function)
+        answer = None if form is None else form(*arguments, **named)
         return function(*arguments, **named) if answer is None else answer
 
 
-def exportable_functions() -> TorchFunctionMode:
-    """Returns a context in which those functions reach torch as ones that its exporter takes.
+def _attention(*arguments: Any, **named: Any) -> Tensor | None:
+    """Returns the attention of tensors of any rank, computed at rank 4; None for those of rank 4.
 
-    The answers are the same up to rounding.
+    Leading axes are folded into the first, or some are added: the exporter takes no other rank.
     """
-    return _Exportable()
+    named.update(zip((*_TENSORS, "dropout_p", "is_causal"), arguments))
+    query, key, value = (named[name] for name in _TENSORS[:3])
+    if query.dim() == 4:
+        return None
+    leading = np.broadcast_shapes(*(one.shape[:-2] for one in (query, key, value)))
+    for name in _TENSORS:
+        if named.get(name) is not None:
+            whole = named[name].expand(*leading, *named[name].shape[-2:])
+            named[name] = whole.reshape(-1, 1, *whole.shape[-2:])
+    answer = functional.scaled_dot_product_attention(**named)
+    return answer.reshape(*leading, *answer.shape[-2:])
 
 
 def _resized(
@@ -105,3 +116,13 @@ def _distances(
     if p == 1.0:
         return differences.abs().sum(-1)
     return differences.square().sum(-1).sqrt()
+
+
+_FORMS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+    functional.scaled_dot_product_attention: _attention,
+    functional.adaptive_avg_pool1d: partial(_pooled, 1),
+    functional.adaptive_avg_pool2d: partial(_pooled, 2),
+    functional.adaptive_avg_pool3d: partial(_pooled, 3),
+    functional.interpolate: _resized,
+    torch.cdist: _distances,
+}

@@ -16,7 +16,7 @@ from edgeport.errors import InputError, StageFailed
 from edgeport.quantize import calibrate
 from edgeport.quantize.calibrate import Feeds, Statistics, choose_range, gather
 from edgeport.quantize.config import METHODS, Calibration
-from edgeport.quantize.graph import Graph, Probe
+from edgeport.quantize.graph import Graph, Probe, in_groups
 from edgeport.runtimes.onnx import Session
 
 
@@ -65,10 +65,10 @@ def test_a_small_budget_of_memory_gives_the_same_ranges() -> None:
 def test_groups_hold_no_more_than_their_budget() -> None:
     probe = Probe(Graph(conv_net()))
     limit = 4 * 3 * 16 * 16 + 4 * 8 * 16 * 16
-    for group in probe.groups(probe.shapes, limit):
+    for group in in_groups(probe.shapes, probe.bytes_of, limit):
         size = sum(4 * int(np.prod(probe.shapes[name])) for name in group)
         assert size <= limit or len(group) == 1
-    grouped = [name for group in probe.groups(probe.shapes, limit) for name in group]
+    grouped = [name for group in in_groups(probe.shapes, probe.bytes_of, limit) for name in group]
     assert sorted(grouped) == sorted(probe.shapes)
 
 

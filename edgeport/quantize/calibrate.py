@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeport.errors import InputError, StageFailed
 from edgeport.quantize.config import BITS, Calibration, IntegerType
-from edgeport.quantize.graph import Array, Feed, Probe
+from edgeport.quantize.graph import Array, Feed, Probe, in_groups
 from edgeport.runtimes.samples import load_samples, save_samples
 
 MASK = 1e9  # no activation is as large: such a value stands for minus infinity
@@ -76,7 +76,7 @@ def gather(
     the channels' axis. Raises StageFailed for a tensor with NaN.
     """
     statistics: dict[str, Statistics] = {}
-    for group in probe.groups(probe.shapes, config.group_bytes):
+    for group in in_groups(probe.shapes, probe.bytes_of, config.group_bytes):
         statistics |= _ranges(probe, group, feeds, means)
         if config.method != "minmax":
             statistics |= _histograms(probe, group, feeds, statistics, config.bins)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -119,6 +119,23 @@ def loadable(model: onnx.ModelProto) -> Iterator[bytes | Path]:
         yield folder / "model.onnx"
 
 
+T = TypeVar("T")
+
+
+def in_groups(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Yields the items in groups whose sizes sum to at most `limit`, or of one item."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        if group and total + size(item) > limit:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size(item)
+    if group:
+        yield group
+
+
 class Probe:
     """Runs a model with all of its float32 tensors in view, a bounded number of bytes at a time."""
 
@@ -148,19 +165,9 @@ class Probe:
         }
         self._made = {name for name in self.shapes if name in graph.makers}
 
-    def groups(self, names: Iterable[str], limit_bytes: int) -> Iterator[list[str]]:
-        """Yields the names in groups of at most `limit_bytes` of values, or of one tensor."""
-        group: list[str] = []
-        size = 0
-        for name in names:
-            one = 4 * math.prod(self.shapes[name])
-            if group and size + one > limit_bytes:
-                yield group
-                group, size = [], 0
-            group.append(name)
-            size += one
-        if group:
-            yield group
+    def bytes_of(self, name: str) -> int:
+        """Returns the size of a tensor's values."""
+        return 4 * math.prod(self.shapes[name])
 
     def run(self, names: list[str], feed: Feed) -> dict[str, Array]:
         """Returns the values of these tensors, graph inputs among them."""

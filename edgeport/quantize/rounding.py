@@ -9,14 +9,15 @@ which gives the same integers as GPTQ does (Frantar et al. 2022, arXiv 2210.1732
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
 
 from edgeport.quantize.calibrate import Feeds
-from edgeport.quantize.graph import Array, Graph, Probe, attribute
+from edgeport.quantize.graph import Array, Graph, Probe, attribute, in_groups
 from edgeport.quantize.grids import Grid, limits, steps_of, storage
 
 MOST_INPUTS = 4608  # of a layer: 512 channels under a 3x3 filter; moments grow with the square
@@ -81,7 +82,7 @@ def moments_of_layers(
     No layer of more than MOST_INPUTS inputs is given.
     """
     wanted = [node for node in graph.nodes if _inputs(graph, node) in range(2, MOST_INPUTS + 1)]
-    for group in _groups(graph, probe, wanted):
+    for group in in_groups(wanted, partial(_bytes, graph, probe), GROUP_BYTES):
         sums = {node.name: np.zeros((), np.float32) for node in group}
         rows = dict.fromkeys(sums, 0)
         sources = list({node.input[0]: None for node in group})
@@ -112,22 +113,10 @@ def _inputs(graph: Graph, node: onnx.NodeProto) -> int:
     return int(tensor.dims[1 if attribute(node, "transB", 0) else 0])
 
 
-def _groups(
-    graph: Graph, probe: Probe, nodes: Iterable[onnx.NodeProto]
-) -> Iterator[list[onnx.NodeProto]]:
-    """Yields the layers in groups that fit GROUP_BYTES."""
-    group: list[onnx.NodeProto] = []
-    size = 0
-    for node in nodes:
-        one = 8 * attribute(node, "group", 1) * _inputs(graph, node) ** 2
-        one += 4 * int(np.prod(probe.shapes[node.input[0]]))
-        if group and size + one > GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(node)
-        size += one
-    if group:
-        yield group
+def _bytes(graph: Graph, probe: Probe, node: onnx.NodeProto) -> int:
+    """Returns the size of a layer's moments and input."""
+    moments = 8 * attribute(node, "group", 1) * _inputs(graph, node) ** 2
+    return int(moments + probe.bytes_of(node.input[0]))
 
 
 def _rows(graph: Graph, node: onnx.NodeProto, values: Array, most: int) -> Array:

@@ -128,7 +128,7 @@ def test_ranges_are_those_of_all_feeds(tmp_path: Path) -> None:
     feeds[2] = {"image": feeds[2]["image"] * 10}
     path = quantized(tmp_path, conv_net(), "w8a16", feeds)
     low, high = feeds[2]["image"].min(), feeds[2]["image"].max()
-    step = CONFIGS["w8a16"].calibration.headroom * (high - low) / 65535
+    step = CONFIGS["w8a16"].calibration.small_headroom * (high - low) / 65535
     assert edge_scales(onnx.load(path))["image"].scale == pytest.approx(step, rel=1e-3)
 
 
@@ -151,9 +151,20 @@ def test_boundary_scales_say_how_to_read_the_stored_integers(
         real_low = entry.scale * (0 - entry.zero_point)
         real_high = entry.scale * (steps - entry.zero_point)
         step = entry.scale
-        wider = CONFIGS[precision].calibration.headroom if steps == 65535 else 1.0
+        wider = CONFIGS[precision].calibration.small_headroom if steps == 65535 else 1.0
         assert real_low == pytest.approx(wider * array.min(), abs=1.01 * step)
         assert real_high == pytest.approx(wider * array.max(), abs=1.01 * step)
+
+
+@pytest.mark.parametrize(("width", "headroom"), [(4095, 2.0), (4096, 1.25)])
+def test_tensors_of_few_values_get_more_headroom(
+    tmp_path: Path, width: int, headroom: float
+) -> None:
+    net = model([node("Relu", "x", "y")], {"x": [1, width]}, {"y": [1, width]})
+    feeds = [{"x": gaussian([1, width])}]
+    scales = edge_scales(onnx.load(quantized(tmp_path, net, "w8a16", feeds)))
+    reach = scales["x"].scale * 65535
+    assert reach == pytest.approx(headroom * np.ptp(feeds[0]["x"]), rel=1e-3)
 
 
 def test_a_float_model_has_no_boundary_scales(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -63,7 +64,9 @@ class TensorGrids:
         one = self._statistics[name]
         low, high = choose_range(one, self._config, dtype)
         if BITS[dtype] == 16 and self._config.method == "minmax":
-            low, high = low * self._config.headroom, high * self._config.headroom
+            is_small = math.prod(one.shape) < self._config.small
+            headroom = self._config.small_headroom if is_small else self._config.headroom
+            low, high = low * headroom, high * headroom
         if BITS[dtype] == 16 and maker is not None and maker.op_type == "Log":
             low = min(low, max(high, 0.0) - LOG_SPAN)
         if maker is not None and maker.op_type == "Clip":  # the grid's ends may stand for it

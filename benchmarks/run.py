@@ -21,6 +21,7 @@ TIMED = ("padre", "cli")
 SUITES = ("padre", "proof", "cli", "cifar_vit", "zoo", "real")
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5  # of load average: below it, no other process takes a large part of one core
+MANY = 12  # groups whose load is printed one by one
 README = Path(__file__).with_name("README.md")
 
 
@@ -70,6 +71,8 @@ def _conditions(results: Results) -> str:
         f"{group}: {one.get('load_average', '?')} at {one.get('utc', '?')}"
         for group, one in groups.items()
     ]
+    if len(loads) > MANY:
+        loads = [loads[0], f"{len(loads) - 2} more in the results file", loads[-1]]
     return "\n".join(
         [
             f"Budget {results.budget}, {edgeport.__version__}. {' / '.join(same) or NOT_RUN}.",

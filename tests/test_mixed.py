@@ -371,4 +371,4 @@ def test_a_mixed_model_is_one_graph_on_the_npu(
     save_samples(tmp_path / "inputs.npz", feeds)
     (found,) = run_emulated(tmp_path, tmp_path, tmp_path / "inputs.npz", device, LIMITS)
     (reference,), (host,) = run(sums_net(), feeds[0]), run(proto, feeds[0])
-    assert sqnr_db(reference, next(iter(found.values()))) > min(sqnr_db(reference, host), 45) - 3
+    assert sqnr_db(reference, next(iter(found.values()))) > sqnr_db(reference, host) - 3

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -22,6 +23,7 @@ from edgeport.quantize.grids import Grid, limits, steps_of, storage
 
 MOST_INPUTS = 4608  # of a layer: 512 channels under a 3x3 filter; moments grow with the square
 GROUP_BYTES = 512 << 20  # of moments and inputs of all layers that are in memory at a time
+MOST_FEEDS = 16  # more of them show a layer's inputs little better, and each is a run a group
 ROWS = 2048  # positions of an image, or tokens, that a layer's moments are of, over all feeds
 DAMPING = 0.01  # of the mean of the diagonal, added to it: feeds do not show every direction
 BLOCK = 128  # columns whose changes are handed on by one product
@@ -86,10 +88,10 @@ def moments_of_layers(
         sums = {node.name: np.zeros((), np.float32) for node in group}
         rows = dict.fromkeys(sums, 0)
         sources = list({node.input[0]: None for node in group})
-        for feed in feeds:
+        for feed in islice(feeds, MOST_FEEDS):
             values = probe.run(sources, feed)
             for node in group:
-                most = max(ROWS, _inputs(graph, node)) // len(feeds) + 1
+                most = max(ROWS, _inputs(graph, node)) // min(len(feeds), MOST_FEEDS) + 1
                 seen = _rows(graph, node, values[node.input[0]], most)
                 with np.errstate(over="ignore"):  # of a mask's minus infinity: told by `Moments`
                     sums[node.name] = sums[node.name] + np.matmul(seen.swapaxes(1, 2), seen)
@@ -115,7 +117,7 @@ def _inputs(graph: Graph, node: onnx.NodeProto) -> int:
 
 def _bytes(graph: Graph, probe: Probe, node: onnx.NodeProto) -> int:
     """Returns the size of a layer's moments and input."""
-    moments = 8 * attribute(node, "group", 1) * _inputs(graph, node) ** 2
+    moments = 4 * attribute(node, "group", 1) * _inputs(graph, node) ** 2
     return int(moments + probe.bytes_of(node.input[0]))
 
 

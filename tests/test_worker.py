@@ -213,3 +213,12 @@ def test_a_log_of_any_bytes_is_read(tmp_path: Path) -> None:
     error = crash(tmp_path, "print_bytes_and_abort")
     assert "�" in error.last_lines
     json.dumps(error.last_lines)
+
+
+def test_a_failure_in_other_words_is_memory_where_none_is_left(tmp_path: Path) -> None:
+    """A starved parser said "field 'target' is required for AnnAssign"."""
+    error = crash(tmp_path, "fail_in_other_words", megabytes=4, memory_bytes=GIB // 4)
+    assert error.reason == "memory"
+    assert "AnnAssign" in str(error)
+    error = crash(tmp_path, "fail_with_room_left", memory_bytes=GIB // 4)
+    assert error.reason == "exit"

@@ -151,3 +151,17 @@ def simplify_folder(folder: str) -> None:
             simplify_file(str(source), str(source.with_suffix(".simple")))
         except Exception as error:  # onnxsim's own; the pass goes on without it
             print(f"{source.name}: {error}")
+
+
+def fail_in_other_words(megabytes: int) -> None:
+    """Takes memory to the last block, then raises what a starved library makes up."""
+    held = [bytearray(1 << 20) for _ in range(megabytes)]
+    try:
+        while True:
+            held.append(bytearray(1 << 20))
+    except MemoryError:
+        raise ValueError("field 'target' is required for AnnAssign") from None
+
+
+def fail_with_room_left() -> None:
+    raise ValueError("field 'target' is required for AnnAssign")

@@ -32,6 +32,7 @@ from edgeport.private import scratch_directory
 
 _GRACE_SECONDS = 10.0
 _NEAR_LIMIT = 0.9
+_STARVED = 0.98  # an allocation that fails may be larger than what is left
 _OUT_OF_MEMORY = re.compile(
     r"bad_alloc|MemoryError|cannot allocate memory|failed to allocate memory|out of memory"
     r"|memory allocation (still )?failed|failed to map segment",
@@ -144,9 +145,12 @@ def _explain(answer: Mapping[str, Any], limits: Limits, last_lines: str) -> tupl
         return "timeout", f"the child process did not end in {limits.seconds:g} s (--timeout)"
     raised = answer.get("exception")
     what = raised or _ending(answer["status"])
-    # A native crash near the limit is taken for a failed allocation that nothing checked; an
-    # exception says itself what it is about.
-    near = not raised and answer.get("peak_bytes", 0) >= _NEAR_LIMIT * limits.memory_bytes
+    # A native crash near the limit is taken for a failed allocation that nothing checked. An
+    # exception says itself what it is about, unless it was raised where nothing was left at all:
+    # then any library, and the interpreter's own parser, fail in words of their own.
+    near = answer.get("starved") or (
+        not raised and answer.get("peak_bytes", 0) >= _NEAR_LIMIT * limits.memory_bytes
+    )
     # A library that cannot be loaded tells the system's reason in its last line.
     told = last_lines if not raised or raised.startswith("ImportError") else raised
     if near or _OUT_OF_MEMORY.search(told):
@@ -290,11 +294,21 @@ def _call(target: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {"edgeport_error": _describe(error)}
     except Exception as error:  # vendor code may raise anything
         # The limit may be what was raised about: saying so needs a little memory.
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
         traceback.print_exc()
         first, *_ = str(error).strip().splitlines() or [""]
-        return {"exception": f"{type(error).__name__}: {first[:300]}".rstrip(": ")}
+        told = f"{type(error).__name__}: {first[:300]}".rstrip(": ")
+        return {"exception": told, "starved": _data_bytes() >= _STARVED * soft}
+
+
+def _data_bytes() -> int:
+    """Returns the writable private memory of this process (proc(5)); 0 where nothing tells it."""
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        if found := re.search(r"^VmData:\s+(\d+) kB", status, re.MULTILINE):
+            return int(found[1]) * 1024
+    return 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from benchmarks.data import CIFAR, Labels, cifar_images, data_folder
 from benchmarks.tables import DEFAULT, FULL, NOT_RUN, Results, Row, markdown
 from edgeport.measure import environment
 from edgeport.private import scratch_directory
+from edgeport.runtimes.qnn_context_binary import NAME as NPU
 from edgeport.types import PRECISIONS, Provenance
 
 SUITE = "cifar_vit"
@@ -88,7 +89,7 @@ def _run_precision(precision: str, data: Path, work: Path, truth: Truth) -> list
         if artifact.path.endswith(".onnx") and not artifact.stage.startswith("run"):
             found = _onnx_predictions(exported.directory / artifact.path, truth.images)
             rows += _rows(precision, artifact.path, found, truth, "host", artifact.sha256)
-    lowered = exported.artifact("lower")
+    lowered = exported.artifact("lower", NPU)
     found = _emulated_predictions(exported.directory, work, truth.images[: truth.emulated])
     return rows + _rows(precision, lowered.path, found, truth, "emulated", lowered.sha256)
 
@@ -134,14 +135,16 @@ def _onnx_predictions(path: Path, images: NDArray[Any]) -> Labels:
 
 def _emulated_predictions(exported: Path, work: Path, images: NDArray[Any]) -> Labels:
     from edgeport.devices import find_device
-    from edgeport.runtimes.qnn_context_binary import run_emulated
+    from edgeport.runtimes.lowering import run_compiled
     from edgeport.runtimes.samples import save_samples
     from edgeport.runtimes.worker import Limits
 
     inputs = work / "emulated_inputs.npz"
     save_samples(inputs, [{"image": image[None]} for image in images])
     limits = Limits(EMULATOR_SECONDS, 16 << 30)
-    outputs = run_emulated(exported, work, inputs, find_device(DEVICE), limits)
+    outputs = run_compiled(
+        "qnn_context_binary", exported, work, inputs, find_device(DEVICE), limits
+    )
     return np.array([next(iter(sample.values())).argmax() for sample in outputs])
 
 

@@ -18,7 +18,7 @@ from edgeport import compare
 from edgeport.devices import find_device
 from edgeport.measure import environment
 from edgeport.private import scratch_directory
-from edgeport.runtimes.qnn_context_binary import run_emulated
+from edgeport.runtimes.lowering import run_compiled
 from edgeport.runtimes.samples import Sample, load_samples
 from edgeport.runtimes.worker import Limits
 from edgeport.stages import host_threads
@@ -62,7 +62,9 @@ def _run_precision(precision: str, work: Path, samples: int) -> list[Row]:
     rows = []
     for arm, directory in ((INTACT, intact), (CONTROL, control)):
         inputs = intact / "parity_inputs.npz"
-        emulated = run_emulated(directory, work, inputs, find_device(DEVICE), LIMITS)
+        emulated = run_compiled(
+            "qnn_context_binary", directory, work, inputs, find_device(DEVICE), LIMITS
+        )
         values = [_sqnr_db(*pair) for pair in zip(answers, emulated, strict=True)]
         row = Row(SUITE, precision, arm, "sqnr_db", min(values), "dB", "emulated")
         parameters = {"precision": precision, "samples": samples}

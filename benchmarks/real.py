@@ -23,6 +23,7 @@ from benchmarks.data import CIFAR, cifar_images, data_folder
 from benchmarks.tables import NOT_RUN, Results, Row, cell, markdown
 from edgeport.measure import environment
 from edgeport.private import scratch_directory
+from edgeport.runtimes.qnn_context_binary import NAME as NPU
 
 SUITE = "real"
 DEVICE = "s24"
@@ -248,7 +249,7 @@ def _rows(task: Task, precision: str, group: str, data: Path) -> list[Row]:
         file = "optimized.onnx" if precision == "float" else "quantized.onnx"
         session = Session(exported.directory / file)
         value, interval = task.score(data, lambda array: session.run({spec: array})[0])
-        emulated = exported.artifact("run (emulator)").parity[0]
+        emulated = exported.artifact("run", NPU).parity[0]
     expected, _ = task.score(data, _in_torch(task.name, data))
     parameters = {"model": task.name, "precision": precision, "metric": task.metric}
     unit = "fraction" if task.metric == "top1" else "dB"

@@ -23,6 +23,7 @@ from edgeport import compare
 from edgeport.errors import EdgeportError
 from edgeport.measure import environment
 from edgeport.private import scratch_directory
+from edgeport.runtimes.qnn_context_binary import NAME as NPU
 from edgeport.runtimes.worker import Limits
 from edgeport.types import Provenance
 
@@ -121,8 +122,8 @@ def _edgeport(source: str, precision: str, work: Path, budget: str) -> Outcome:
         memory_gib=LIMITS.memory_bytes / 2**30,
         **SETTINGS[precision],
     )
-    placement = exported.manifest["placement"]
-    emulated = exported.artifact("run (emulator)")
+    placement = exported.manifest["placement"][NPU]
+    emulated = exported.artifact("run", NPU)
     seconds = {artifact.stage: artifact.seconds for artifact in exported.artifacts}
     return Outcome(placement["npu"], placement["cpu"], emulated.parity[0].value, seconds)
 
@@ -157,7 +158,7 @@ def _plain(source: str, precision: str, work: Path, budget: str) -> Outcome:
             quantized = work / "plain_quantized.onnx"
             zoo_plain.quantize_plain(model, quantized, precision, calibration_feeds(feeds))
             model = quantized
-    provider = compiler_options(plan.device, plan.precision)
+    provider = compiler_options(plan.device.values, plan.precision)
     told, actual = zoo_plain.place_and_run(model, work, provider, held_out, LIMITS)
     seconds.update(lower=told["compile_s"], run=told["run_s"])
     worst = min(

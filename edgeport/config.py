@@ -6,14 +6,18 @@
     [devices]
     paths = ["boards", "phone.toml"]  a profile, or a folder of profiles
 
+    [runtimes.tflite]
+    python = "venv/bin/python"        the interpreter that has what this runtime needs
+
 Paths are relative to the file that names them.
 """
 
 from __future__ import annotations
 
+import os
 import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +25,20 @@ from edgeport.errors import InputError, UnknownName
 
 NAME = "edgeport.toml"
 _SECTIONS = ("recipes", "devices")
+_RUNTIMES = "runtimes"
 
 
 @dataclass(frozen=True)
 class Config:
-    """What `edgeport.toml` says: the recipe.py files and the device profiles, in its order."""
+    """What `edgeport.toml` says: the recipe.py files and the device profiles, in its order.
+
+    `interpreters` maps a runtime's name to the Python that serves it in place of this one.
+    """
 
     file: Path | None = None
     recipes: tuple[Path, ...] = ()
     devices: tuple[Path, ...] = ()
+    interpreters: Mapping[str, Path] = field(default_factory=dict)
 
 
 def load_config(start: Path | None = None) -> Config:
@@ -48,13 +57,31 @@ def load_config(start: Path | None = None) -> Config:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
-    _check_keys(table, _SECTIONS, str(file))
+    _check_keys(table, (*_SECTIONS, _RUNTIMES), str(file))
     named = {section: _paths(table.get(section, {}), file, section) for section in _SECTIONS}
     return Config(
         file,
         tuple(found for path in named["recipes"] for found in _files(path, "recipe.py", file)),
         tuple(found for path in named["devices"] for found in _files(path, "*.toml", file)),
+        _interpreters(table.get(_RUNTIMES, {}), file),
     )
+
+
+def _interpreters(section: Any, file: Path) -> dict[str, Path]:
+    """Returns runtime -> interpreter; symbolic links stay: a virtual environment's is one."""
+    if not isinstance(section, dict):
+        raise InputError(f"{file} [{_RUNTIMES}]: expected tables, as [runtimes.tflite]")
+    found = {}
+    for name, table in section.items():
+        _check_keys(table, ("python",), f"{file} [{_RUNTIMES}.{name}]")
+        named = table.get("python")
+        if not isinstance(named, str):
+            raise InputError(f'{file} [{_RUNTIMES}.{name}]: python is a path, as "venv/bin/python"')
+        python = Path(os.path.abspath(file.parent / Path(named).expanduser()))
+        if not (python.is_file() and os.access(python, os.X_OK)):
+            raise InputError(f"{file} [{_RUNTIMES}.{name}]: {python} is no interpreter that runs")
+        found[name] = python
+    return found
 
 
 def _check_keys(table: Any, known: Iterable[str], where: str) -> None:

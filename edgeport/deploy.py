@@ -110,7 +110,7 @@ def _parity_table(artifacts: Sequence[Mapping[str, Any]]) -> str:
 
 def _binary_sections(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     facts = manifest["device"]["facts"]
-    version = manifest["qairt_version"] or "unknown"
+    version = manifest["compiled"]["qnn_context_binary"]["qairt_version"] or "unknown"
     least = ".".join(version.removeprefix("v").split(".")[:3])
     tools = manifest["tools"]
     return (

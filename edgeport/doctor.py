@@ -23,7 +23,7 @@ from edgeport.errors import StageFailed
 from edgeport.feeds import PARITY_INPUTS, PARITY_OUTPUTS
 from edgeport.fingerprint import file_sha256
 from edgeport.flow import Flow, Step
-from edgeport.plan import NPU, Options, Plan, make_plan
+from edgeport.plan import Options, Plan, make_plan
 from edgeport.private import scratch_directory
 from edgeport.staging import GENERATOR, MANIFEST, staged_directory
 from edgeport.types import plain
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from edgeport.subgraph import Workbench
 
 CAPTURED, PASSED = "as captured", "after the passes"
+NPU = "qnn_context_binary"
 REPRO, REPRO_INPUTS, REPORT = "repro.onnx", "repro_inputs.npz", "doctor.json"
 REDUCE_SECONDS, REDUCE_TRIALS = 300.0, 150
 _HANG_SECONDS = 60.0
@@ -62,7 +63,7 @@ def examine(
         scratch_directory() as scratch,
     ):
         plan = make_plan(source, output_dir=output_dir or scratch / "unused", **options)
-        found = _Examination(plan, cache, scratch, progress).run(numerics, staging)
+        found = _Examination(plan, cache, scratch, progress).examine(numerics, staging)
         if staging is not None:
             _write(staging, found)
     return found
@@ -86,7 +87,7 @@ class _Examination(Flow):
         super().__init__(plan, cache, staging, progress)
         self.notes: list[str] = []
 
-    def run(self, numerics: bool, kept: Path | None) -> Diagnosis:
+    def examine(self, numerics: bool, kept: Path | None) -> Diagnosis:
         from edgeport.diagnosis import Diagnosis
 
         captured = self.capture()

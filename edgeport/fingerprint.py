@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -51,13 +51,31 @@ def environment_digest() -> str:
     Distributions are read from the directory names on sys.path: nothing is imported. edgeport's own
     is left out: its source has a digest, and a checkout on sys.path may or may not show a name.
     """
+    found = _distributions(sys.path)
+    found = {name for name in found if not name.startswith(("edgeport-", "edgeport."))}
+    return digest([sys.version, sys.platform, os.uname().machine, sorted(found)])
+
+
+def interpreter_digest(python: Path | None) -> str:
+    """Returns a digest of another interpreter and the distributions of its environment.
+
+    Empty for None, which is this one: `environment_digest` stands for it.
+    """
+    if python is None:
+        return ""
+    folders = python.parent.parent.glob("lib*/python*/site-packages")
+    return digest(
+        [str(python), os.path.realpath(python), sorted(_distributions(map(str, folders)))]
+    )
+
+
+def _distributions(folders: Iterable[str]) -> set[str]:
     found: set[str] = set()
-    for entry in dict.fromkeys(sys.path):
+    for entry in dict.fromkeys(folders):
         with suppress(OSError):  # a zip file, or a directory that is not there
             names = os.listdir(entry or ".")
             found.update(name for name in names if name.endswith((".dist-info", ".egg-info")))
-    found = {name for name in found if not name.startswith(("edgeport-", "edgeport."))}
-    return digest([sys.version, sys.platform, os.uname().machine, sorted(found)])
+    return found
 
 
 def unchanged(files: Mapping[str, str]) -> bool:

@@ -9,29 +9,23 @@ from __future__ import annotations
 
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import edgeport
 from edgeport import catalog, report
 from edgeport.boundary import Boundary
 from edgeport.cache import Cache, Entry
 from edgeport.catalog import Source
+from edgeport.config import load_config
 from edgeport.feeds import PARITY_INPUTS, PARITY_INTEGERS, PARITY_OUTPUTS, FeedPlan, data_files
-from edgeport.fingerprint import (
-    SourceTracker,
-    digest,
-    environment_digest,
-    file_sha256,
-    tree_sha256,
-    unchanged,
-)
-from edgeport.plan import Plan, keep_quantized
-from edgeport.types import Artifact, TensorSpec
+from edgeport.fingerprint import digest, file_sha256, interpreter_digest
+from edgeport.footprint import SourceFiles, base_key
+from edgeport.plan import CONVERTED, OPTIMIZED, Plan, keep_quantized
+from edgeport.runtimes import RUNTIMES
+from edgeport.types import PRECISIONS, Artifact, TensorSpec
 
 if TYPE_CHECKING:
     from edgeport.passes import Target
@@ -76,10 +70,13 @@ class Flow:
         self.facts: dict[str, Any] = {}
         self._built: Built | None = None
         self._feeds = feed_plan(plan)
-        self._base = _base_key()
+        self._base = base_key()
 
     def capture(self) -> Step:
-        step = self._captured(self.plan.source, self._files_read_by_source())
+        files = SourceFiles(self.plan.source, self.plan.seed, self.progress)
+        digests = files.digests(self.cache, self._base)
+        self._built = files.built
+        step = self._captured(self.plan.source, digests)
         self._built = None  # its weights are in the file now
         if own := step.entry.result["own_precision"]:
             self.plan = keep_quantized(self.plan, own)
@@ -88,8 +85,14 @@ class Flow:
 
     def passes(self, captured: Step) -> Step:
         step = self._optimized(captured, self.plan.passes)
-        self._keep(step, "optimized.onnx")
+        self._keep(step, OPTIMIZED)
         self.facts["passes"] = step.entry.result["passes"]
+        return step
+
+    def passes_for_converters(self, captured: Step) -> Step:
+        """Returns the float graph for the runtimes whose converters quantize by themselves."""
+        step = self._optimized(captured, "gpu", CONVERTED)
+        self._keep(step, CONVERTED)
         return step
 
     def quantize(self, optimized: Step, captured: Step) -> Step:
@@ -155,30 +158,50 @@ class Flow:
         ranges = {name: (low, high) for name, (low, high) in result["integer_ranges"].items()}
         return replace(self._feeds, specs=_specs(result["model_inputs"]), integer_ranges=ranges)
 
-    def lower(self, model: Step) -> Step:
+    def lower(self, runtime: str, model: Step, captured: Step) -> Step:
+        """Returns the runtime's compiled files; a converter quantizes on the calibration feeds."""
         plan = self.plan
+        feeds = None
+        if runtime in plan.converted and plan.precision in PRECISIONS and plan.precision != "float":
+            feeds = self._calibration_plan(captured)
+            self.facts["calibration"] = feeds.origin()
+        key = {
+            "device": plan.device.to_dict(),
+            "precision": plan.precision,
+            "calibration": feeds and [plan.calibration_samples, plan.seed, self._data_digests],
+            "interpreter": interpreter_digest(load_config().interpreters.get(runtime)),
+        }
         step = self._step(
-            "lower",
-            "model.bin",
-            {"device": plan.device.to_dict(), "precision": plan.precision},
+            f"lower-{runtime}",
+            RUNTIMES[runtime].files[0],
+            key,
             model,
             lambda directory: _stages().lower(
-                directory, model.path, plan.device, plan.precision, plan.limits, plan.computed
+                directory,
+                runtime,
+                model.path,
+                plan.device,
+                plan.precision,
+                plan.limits,
+                plan.computed_by(runtime),
+                feeds,
             ),
         )
-        self._keep(step, "model.bin", "model_ctx.onnx")
-        self.facts["qairt_version"] = step.entry.result["qairt_version"]
+        self._keep(step, *RUNTIMES[runtime].files)
+        self.facts.setdefault("compiled", {})[runtime] = step.entry.result["facts"]
         return step
 
-    def emulate(self, lowered: Step, model: Step, captured: Step) -> None:
+    def run(self, runtime: str, lowered: Step, model: Step, captured: Step) -> None:
+        """Compares what the runtime's files give on this machine; an NPU's in its emulator."""
         plan = self.plan
         step = self._step(
-            "run-emulated",
-            "model.bin",
+            f"run-{runtime}",
+            lowered.file,
             {"reference": captured.key},
             lowered,
-            lambda directory: _stages().emulate(
+            lambda directory: _stages().run_here(
                 directory,
+                runtime,
                 lowered.entry.directory,
                 model.path,
                 captured.entry.directory,
@@ -186,19 +209,20 @@ class Flow:
                 plan.device,
                 plan.precision,
                 plan.limits,
-                plan.computed,
+                plan.computed_by(runtime),
             ),
         )
         self._keep(step)
 
     def run_on_host(self, model: Step, captured: Step) -> None:
-        computed = "fp32" if self.plan.precision == "float" else self.plan.computed
         step = self._step(
-            "run-host",
+            "run-onnx",
             model.file,
             {"reference": captured.key},
             model,
-            lambda _: _stages().run_on_host(model.path, captured.entry.directory, computed),
+            lambda _: _stages().run_on_host(
+                model.path, captured.entry.directory, self.plan.computed_by("onnx")
+            ),
         )
         self._keep(step)
 
@@ -279,17 +303,18 @@ class Flow:
             ),
         )
 
-    def _optimized(self, captured: Step, target: Target) -> Step:
+    def _optimized(self, captured: Step, target: Target, file: str = OPTIMIZED) -> Step:
         return self._step(
             "passes",
-            "optimized.onnx",
-            {"target": target},  # the tuples themselves are in edgeport's own source
+            file,
+            {"target": target, "file": file},  # the tuples are in edgeport's own source
             captured,
             lambda directory: _stages().run_passes(
                 directory,
                 captured.entry.directory,
                 target,
                 captured.entry.result["own_precision"] or "fp32",
+                file,
             ),
         )
 
@@ -313,40 +338,6 @@ class Flow:
                 shutil.copyfile(found, self.staging / found.name)
         artifact = Artifact.from_dict(step.entry.result["artifact"])
         self.artifacts.append(replace(artifact, seconds=round(step.entry.seconds, 3)))
-
-    def _files_read_by_source(self) -> Mapping[str, str]:
-        """Returns path -> sha256 of the local files that this source was built from.
-
-        What a factory reads is known only after it ran: the list of its last run is remembered,
-        and where a file on it changed the factory runs again, for a new list. The library of a timm
-        or hf model is in the base key, by its version.
-        """
-        source = self.plan.source
-        own = {str(path): file_sha256(path) for path in source.files()}
-        if source.kind not in ("factory", "onnx") and source.folder is None:
-            return own
-        key = {"base": self._base, "path": str(source.path), "source": source.describe()}
-        known = self.cache.recall("sources", key)
-        if known is not None and unchanged(known["files"]):
-            return {**known["files"], **own}
-        files = _external_data(source) if source.kind == "onnx" else self._build_tracked()
-        self.cache.remember("sources", key, {"files": files})
-        return {**files, **own}
-
-    def _build_tracked(self) -> Mapping[str, str]:
-        from edgeport.sources import build
-
-        self.progress("build")
-        source = self.plan.source
-        with SourceTracker() as used:
-            self._built = build(source, self.plan.seed)
-        unseen: set[Path] = set()
-        if "safetensors" in sys.modules:
-            # Opened by native code, which the tracker does not see: all that lie where the
-            # factory would look count as read.
-            for folder in (source.folder or Path.cwd(), Path.cwd()):
-                unseen.update(folder.glob("*.safetensors"))
-        return {**used.files, **{str(file): file_sha256(file) for file in sorted(unseen)}}
 
     @cached_property
     def _data_digests(self) -> dict[str, str]:
@@ -375,24 +366,5 @@ def feed_plan(plan: Plan) -> FeedPlan:
     )
 
 
-def _base_key() -> dict[str, str]:
-    """Returns what every step depends on: the pins, edgeport's own source and the recipes'."""
-    import edgeport_recipes
-
-    return {
-        "environment": environment_digest(),
-        "edgeport": tree_sha256(Path(edgeport.__file__).parent),
-        "recipes": tree_sha256(Path(next(iter(edgeport_recipes.__path__)))),
-    }
-
-
 def _specs(tables: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in tables)
-
-
-def _external_data(source: Source) -> dict[str, str]:
-    """Returns path -> sha256 of the files beside an ONNX model that hold its weights."""
-    from edgeport.capture import external_data_files
-
-    assert source.path is not None
-    return {str(file): file_sha256(file) for file in external_data_files(source.path)}

@@ -30,6 +30,7 @@ def proven(
     least_db: float,
     steps: tuple[tuple[str, int], ...] = (),
     notes: tuple[str, ...] = (),
+    runtime: str = "",
 ) -> Artifact:
     """Returns the artifact of a model that this machine runs, compared with the reference.
 
@@ -43,7 +44,9 @@ def proven(
     ]
     parity = compared(load_samples(captured / PARITY_OUTPUTS), actual, "host", file_sha256(path))
     hold(parity, least_db, stage, path.name)
-    return described(path, stage, computed_in, steps=steps, notes=notes, parity=parity)
+    return described(
+        path, stage, computed_in, steps=steps, notes=notes, parity=parity, runtime=runtime
+    )
 
 
 def described(
@@ -55,6 +58,7 @@ def described(
     notes: tuple[str, ...] = (),
     nodes: tuple[NodeReport, ...] = (),
     parity: tuple[Measurement, ...] = (),
+    runtime: str = "",
 ) -> Artifact:
     """Returns the artifact that stands for a file; its seconds are not known yet.
 
@@ -66,7 +70,9 @@ def described(
         if file.is_file()
     )
     sha = file_sha256(path)
-    return Artifact(stage, path.name, computed_in, sha, size, 0.0, steps, notes, nodes, parity)
+    return Artifact(
+        stage, path.name, computed_in, sha, size, 0.0, steps, notes, nodes, parity, runtime
+    )
 
 
 def compared(

@@ -6,7 +6,8 @@ work; every slow step goes through the cache; files reach the output directory i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any, Unpack
 from edgeport import report
 from edgeport.cache import Cache, default_root
 from edgeport.errors import InputError
-from edgeport.flow import Flow
-from edgeport.plan import NPU, Options, make_plan
+from edgeport.flow import Flow, Step
+from edgeport.places import JOURNAL, find_place
+from edgeport.plan import Options, make_plan
 from edgeport.private import scratch_directory
+from edgeport.running import read_manifest, run_at
+from edgeport.runtimes import RUNTIMES
 from edgeport.staging import staged_directory
 from edgeport.types import Artifact
 
@@ -35,18 +39,23 @@ class Export:
     steps: int
     cached_steps: int
 
-    def artifact(self, stage: str) -> Artifact:
-        """Returns the artifact of a stage; raises KeyError with the stages there are."""
+    def artifact(self, stage: str, runtime: str | None = None) -> Artifact:
+        """Returns the artifact of a stage, "lower" and "run" those of a runtime, else the first.
+
+        Raises KeyError with the stages there are.
+        """
         for artifact in self.artifacts:
-            if artifact.stage == stage:
+            if artifact.stage == stage and runtime in (None, artifact.runtime):
                 return artifact
-        raise KeyError(f"no stage {stage!r}; there are {[a.stage for a in self.artifacts]}")
+        made = [f"{one.stage} {one.runtime}".rstrip() for one in self.artifacts]
+        raise KeyError(f"no stage {stage!r} of {runtime or 'any runtime'}; there are {made}")
 
 
 def export(
     source: str,
     *,
     output_dir: Path | str,
+    on: str = "",
     cache_dir: Path | str | None = None,
     progress: Callable[[str], None] = lambda step: None,
     **options: Unpack[Options],
@@ -54,34 +63,62 @@ def export(
     """Exports a model for a device, compares every stage with the reference, writes `output_dir`.
 
     `source` and `options` are what the command line takes (`edgeport.plan.Options`); one of
-    `device` and `chipset` is needed. `cache_dir` replaces the user's cache directory; `progress` is
+    `device` and `chipset` is needed. `on` names a place (`edgeport.places`) where the files are run
+    once they are written. `cache_dir` replaces the user's cache directory; `progress` is
     told the step that starts. Raises InputError for what cannot be done, most of it before any
     work, and StageFailed when a stage fails: then `output_dir` is as it was, and the files made so
     far are in `<output_dir>.failed`.
     """
     plan = make_plan(source, output_dir=output_dir, **options)
     assert plan.output_dir is not None
+    place = find_place(on) if on else None
+    if place is not None:
+        place.check(plan.runtimes)
     with (
         Cache(Path(cache_dir) if cache_dir else default_root()) as cache,
         staged_directory(plan.output_dir) as staging,
     ):
         flow = Flow(plan, cache, staging, progress)
         captured = flow.capture()
-        optimized = flow.passes(captured)
-        model = flow.quantize(optimized, captured)  # the same as optimized where it is float
-        flow.run_on_host(model, captured)
         with ThreadPoolExecutor(max_workers=1) as beside:
             # The emulator takes one core for a while: the baseline is captured on the other.
+            if plan.shared:
+                optimized = flow.passes(captured)
+                model = flow.quantize(optimized, captured)  # the same file where it is float
+                flow.run_on_host(model, captured)
             comparisons = beside.submit(flow.comparisons)
-            if NPU in plan.runtimes:
-                lowered = flow.lower(model)
-                flow.emulate(lowered, model, captured)
+            if plan.shared:
+                _lower(flow, plan.shared, model, captured)
+            if plan.converted:
+                _lower(flow, plan.converted, flow.passes_for_converters(captured), captured)
         # Last: nothing else may run beside a measurement.
-        flow.latency(comparisons.result(), optimized)
+        flow.latency(comparisons.result(), captured)
+        _carry_journal(plan.output_dir, staging)
         manifest = flow.manifest(captured)
         report.write_files(staging, manifest)
     hits = [entry.hit for entry in flow.entries]
-    return Export(plan.output_dir, tuple(flow.artifacts), manifest, len(hits), sum(hits))
+    artifacts = tuple(flow.artifacts)
+    if place is not None:
+        runs = run_at(plan.output_dir, place, limits=plan.limits, progress=progress)
+        artifacts += tuple(run.artifact for run in runs)
+        manifest = read_manifest(plan.output_dir)
+    return Export(plan.output_dir, artifacts, manifest, len(hits), sum(hits))
+
+
+def _carry_journal(output_dir: Path, staging: Path) -> None:
+    """Keeps the jobs that a place was given: an interrupted export goes on with them."""
+    if (output_dir / JOURNAL).is_file():
+        shutil.copyfile(output_dir / JOURNAL, staging / JOURNAL)
+
+
+def _lower(flow: Flow, runtimes: Sequence[str], model: Step, captured: Step) -> None:
+    """Compiles the model for each of these runtimes, and runs what this machine can run."""
+    for name in runtimes:
+        if name == "onnx":  # the model itself; it was run when it was made
+            continue
+        lowered = flow.lower(name, model, captured)
+        if RUNTIMES[name].runs_as is not None:
+            flow.run(name, lowered, model, captured)
 
 
 def sensitivity(

@@ -14,15 +14,15 @@ from edgeport.catalog import Source
 from edgeport.devices import find_chipset, find_device
 from edgeport.errors import InputError, UnknownName
 from edgeport.quantize.config import METHODS, CalibrationMethod, Request, levels_above
-from edgeport.runtimes import RUNTIMES, find_runtime
+from edgeport.runtimes import RUNTIMES, Runtime, find_runtime
 from edgeport.runtimes.worker import Limits
 from edgeport.staging import check_target
-from edgeport.types import PRECISIONS, Device, Precision
+from edgeport.types import CONVERTER_PRECISIONS, PRECISIONS, Device, Precision
 
 if TYPE_CHECKING:
     from edgeport.passes import Target
 
-NPU = "qnn_context_binary"
+OPTIMIZED, CONVERTED = "optimized.onnx", "optimized_gpu.onnx"
 AUTO_SQNR_DB = 35.0  # what --precision auto holds where no --min-sqnr is given
 WIDE_WEIGHTS_ARCH = 73  # the first Hexagon version whose compiler takes 16-bit weights
 
@@ -49,23 +49,39 @@ class Plan:
 
     @property
     def passes(self) -> Target:
-        """Returns which tuple of passes this target and precision take."""
+        """Returns which tuple of passes the graph takes that every runtime shares."""
         if self.own_precision:
             return "kept"
-        if NPU not in self.runtimes:
+        if not on_npu(self.runtimes):
             return "any"
         return "npu float" if self.precision == "float" else "npu integer"
+
+    @property
+    def converted(self) -> tuple[str, ...]:
+        """The runtimes whose converter quantizes by itself: they have passes of their own."""
+        return tuple(name for name in self.runtimes if RUNTIMES[name].compiles == "rewritten")
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The runtimes that take the same ONNX file, quantized where the precision says so."""
+        return tuple(name for name in self.runtimes if name not in self.converted)
+
+    def computed_by(self, runtime: str) -> str:
+        """Returns the type that the device computes in."""
+        if self.own_precision:
+            return self.own_precision
+        own = {"float": RUNTIMES[runtime].computed, "auto": "mixed"}
+        return own.get(self.precision, self.precision)
 
     @property
     def precision_text(self) -> str:
         """Returns the precision in words: that of a graph that is kept is its own."""
         return f"{self.own_precision}, as it is" if self.own_precision else self.precision
 
-    @property
-    def computed(self) -> str:
-        """Returns the type that the NPU computes in."""
-        known = {"float": "fp16", "auto": "mixed"}
-        return self.own_precision or known.get(self.precision, self.precision)
+    def _tolerance_db(self) -> float | None:
+        """Returns the least SQNR that the source's recipe accepts, if it states one."""
+        recipe = self.source.recipe
+        return None if recipe is None else recipe.tolerance_db.get(self.precision)
 
     def describe(self) -> dict[str, Any]:
         """Returns the plan for the manifest and for `--dry-run`."""
@@ -83,6 +99,7 @@ class Plan:
                 "calib_data": self.calibration_data.name if self.calibration_data else None,
                 "calibration": self.quantization.method if self.quantization else None,
                 "min_sqnr": self.quantization.least_db if self.quantization else None,
+                "tolerance_db": self._tolerance_db(),
             },
         }
 
@@ -102,6 +119,11 @@ def keep_quantized(plan: Plan, own: str) -> Plan:
         raise InputError(
             f"{name} is quantized already and kept as it is: --quantize-io needs the float model"
         )
+    if plan.converted:
+        raise InputError(
+            f"{name} is quantized already: the converter of {plan.converted[0]} needs the float"
+            " model, and quantizes it by itself"
+        )
     # "auto" is the precision of a compiler that takes integers, and floats where the chip has them.
     return replace(plan, precision="auto", quantization=None, own_precision=own)
 
@@ -111,8 +133,8 @@ class Options(TypedDict, total=False):
 
     device: str | None  # by name or alias
     chipset: str | None  # in place of device
-    # float (the NPU computes fp16), w8a8, w8a16, w4a16 or auto; default: float, and what a graph
-    # that is quantized already has
+    # float (the NPU computes fp16), w8a8, w8a16, w4a16 or auto; w8-dynamic, w8 and w4 where a
+    # converter quantizes; default: float, and what a graph that is quantized already has
     precision: str | None
     calibration: str  # minmax, percentile, mse or entropy; default minmax
     min_sqnr: float | None  # dB: layers get more bits until the outputs hold it; auto: 35
@@ -169,8 +191,8 @@ def make_plan(
         raise InputError("name the target: --device NAME or --chipset NAME (edgeport list devices)")
     target = find_device(device) if device is not None else find_chipset(chipset or "")
     given, precision = precision is not None, precision or "float"
-    if precision not in (*PRECISIONS, "auto"):
-        known = (*PRECISIONS, "auto")
+    known = (*PRECISIONS, "auto", *CONVERTER_PRECISIONS)
+    if precision not in known:
         raise InputError(f"{UnknownName('precision', precision, known)} {supported(target)}.")
     if quantize_io and precision == "float":
         raise InputError("--quantize-io needs a quantized model: add --precision w8a8 or w8a16")
@@ -235,11 +257,16 @@ def _boundary(channel_last_input: Sequence[str], normalize: str | None) -> Bound
 def supported(device: Device) -> str:
     """Returns in words which precisions the device takes with which runtime."""
     rows = [
-        f"{runtime}: {', '.join(p for p in PRECISIONS if _computes(device, runtime, p))}"
-        for runtime in RUNTIMES
-        if runtime in device.runtimes.value
+        f"{name}: {', '.join(p for p in runtime.precisions if _computes(device, runtime, p))}"
+        for name, runtime in RUNTIMES.items()
+        if name in device.runtimes.value
     ]
     return f"{device.name} takes {'; '.join(rows)}"
+
+
+def on_npu(runtimes: Sequence[str]) -> bool:
+    """Returns whether a vendor's NPU compiler takes the graph that the runtimes share."""
+    return any(RUNTIMES[name].passes == "npu" for name in runtimes)
 
 
 def _quantization(
@@ -257,14 +284,20 @@ def _quantization(
         if min_sqnr is not None:
             raise InputError("--min-sqnr: float is not quantized; name --precision auto with it")
         return None
+    if all(RUNTIMES[name].compiles == "rewritten" for name in runtimes):
+        if min_sqnr is not None:
+            raise InputError(
+                f"--min-sqnr: {runtimes[0]}'s own converter quantizes, and knows no layer by layer"
+            )
+        return None
     if min_sqnr is not None and not math.isfinite(min_sqnr):
         raise InputError(f"--min-sqnr {min_sqnr}: give a number of dB")
-    on_npu = NPU in runtimes
+    npu = on_npu(runtimes)
     is_wide = (device.fact("htp_arch") or 0) >= WIDE_WEIGHTS_ARCH
     start, levels = levels_above(
         precision,
-        wide_weights=not on_npu or is_wide,
-        floats=not on_npu or device.fact("fp16") is True,
+        wide_weights=not npu or is_wide,
+        floats=not npu or device.fact("fp16") is True,
     )
     if min_sqnr is not None and not levels:
         raise InputError(
@@ -272,27 +305,40 @@ def _quantization(
             " use --precision auto"
         )
     least_db = AUTO_SQNR_DB if precision == "auto" and min_sqnr is None else min_sqnr
-    return Request(start, method, least_db, levels, signed_operand=on_npu and is_wide)
+    return Request(start, method, least_db, levels, signed_operand=npu and is_wide)
 
 
-def _computes(device: Device, runtime: str, precision: Precision) -> bool:
+def _computes(device: Device, runtime: Runtime, precision: Precision) -> bool:
     """Returns whether the runtime computes so on the device: an NPU runs float as fp16."""
-    return runtime != NPU or precision != "float" or device.fact("fp16") is True
+    takes = precision in runtime.precisions
+    return takes and (
+        runtime.passes != "npu" or precision != "float" or device.fact("fp16") is True
+    )
 
 
 def _choose_runtimes(
     device: Device, wanted: Sequence[str], precision: Precision
 ) -> tuple[str, ...]:
-    takes = [name for name in RUNTIMES if name in device.runtimes.value]
+    takes = [runtime for name, runtime in RUNTIMES.items() if name in device.runtimes.value]
     for name in wanted:
-        if find_runtime(name).name not in takes:
+        if find_runtime(name) not in takes:
             raise InputError(f"{device.name} takes no {name}; {supported(device)}")
-    chosen = tuple(find_runtime(name).name for name in takes if not wanted or name in wanted)
-    for name in chosen:
-        if not _computes(device, name, precision):
+    chosen = [one for one in takes if one.name in wanted] or _defaults(takes, precision)
+    for runtime in chosen:
+        find_runtime(runtime.name)
+        if precision not in runtime.precisions:
+            raise InputError(f"{runtime.name} has no {precision}; {supported(device)}")
+        if not _computes(device, runtime, precision):
             raise InputError(
                 f"{device.chipset} computes no 16-bit float on its NPU; {supported(device)}"
             )
-    if NPU in chosen and device.fact("soc_model") is None:
+    names = tuple(runtime.name for runtime in chosen)
+    if on_npu(names) and device.fact("soc_model") is None:
         raise InputError(f"{device.name} has no soc_model: its compiler's id is not known")
-    return chosen
+    return names
+
+
+def _defaults(takes: Sequence[Runtime], precision: Precision) -> list[Runtime]:
+    """Returns what is made where no runtime is named: those of the NPU and ONNX, or a converter."""
+    able = [runtime for runtime in takes if precision in runtime.precisions]
+    return [runtime for runtime in able if runtime.default] or able[:1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import edgeport
 from edgeport.deploy import deploy_markdown
 from edgeport.fingerprint import file_sha256
+from edgeport.private import write_text_atomic
 from edgeport.staging import GENERATOR, MANIFEST
-from edgeport.types import Artifact
+from edgeport.types import UNITS, Artifact, Measurement
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-qnn")
 
 
@@ -47,18 +49,22 @@ def make_manifest(
         "artifacts": [artifact.to_dict() for artifact in artifacts],
         "placement": placement(artifacts),
         "latency": list(latency),
+        "places": [],  # what ran elsewhere: running.py adds to it
         **facts,
         "warnings": list(warnings),
         "files": {file.name: _file_entry(file) for file in sorted(files.iterdir())},
     }
 
 
-def placement(artifacts: Sequence[Artifact]) -> dict[str, int] | None:
-    """Returns how many ops landed on each unit, or None where nothing was placed."""
-    nodes = [node for artifact in artifacts for node in artifact.nodes]
-    if not nodes:
-        return None
-    return {unit: sum(node.unit == unit for node in nodes) for unit in ("npu", "cpu")}
+def placement(artifacts: Sequence[Artifact]) -> dict[str, dict[str, int]]:
+    """Returns, per runtime that reports it, how many ops landed on each unit of the device."""
+    placed: dict[str, dict[str, int]] = {}
+    for artifact in artifacts:
+        if artifact.nodes:
+            units = Counter(node.unit for node in artifact.nodes)
+            shown = [unit for unit in UNITS if unit != "gpu" or units["gpu"]]
+            placed[artifact.runtime] = {str(unit): units[unit] for unit in shown}
+    return placed
 
 
 def write_files(directory: Path, manifest: dict[str, Any]) -> None:
@@ -66,8 +72,13 @@ def write_files(directory: Path, manifest: dict[str, Any]) -> None:
     deploy = directory / "DEPLOY.md"
     deploy.write_text(deploy_markdown(manifest), encoding="utf-8")
     manifest["files"][deploy.name] = _file_entry(deploy)
+    write_manifest(directory, manifest)
+
+
+def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes manifest.json; readers see the old or the new text."""
     text = json.dumps(manifest, indent=2, allow_nan=False)
-    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    write_text_atomic(directory / MANIFEST, text + "\n")
 
 
 def _file_entry(file: Path) -> dict[str, Any]:
@@ -85,25 +96,29 @@ def _tool_versions() -> dict[str, str]:
 
 
 def stage_table(artifacts: Sequence[Artifact]) -> Table:
-    """Returns the table of stages: file, size, type computed in, SQNR against the reference.
+    """Returns the table of stages: file, type computed in, where it ran, size, SQNR, seconds.
+
+    SQNR is against the reference.
 
     The emulator's seconds are left out: they follow the host's clock and mean nothing.
     """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("stage", "file", "computed"):
+    for title in ("stage", "runtime", "file", "computed", "where"):
         table.add_column(title, no_wrap=True)
     for title in ("size", "SQNR dB", "seconds"):
         table.add_column(title, justify="right", no_wrap=True)
     for artifact in artifacts:
         table.add_row(
             artifact.stage,
+            artifact.runtime or "-",
             artifact.path,
             artifact.computed,
+            provenance(artifact) or "-",
             _size(artifact.bytes),
             _sqnr(artifact),
-            "-" if artifact.stage == "run (emulator)" else f"{artifact.seconds:.1f}",
+            "-" if provenance(artifact) == "emulated" else f"{artifact.seconds:.1f}",
         )
     return table
 
@@ -111,11 +126,12 @@ def stage_table(artifacts: Sequence[Artifact]) -> Table:
 def summary_lines(manifest: Mapping[str, Any]) -> list[str]:
     """Returns the lines below the table: placement, calibration, steps, latency with provenance."""
     lines = []
-    if manifest["placement"] is not None:
-        placed = manifest["placement"]
-        lines.append(f"npu {placed['npu']} ops  cpu {placed['cpu']} ops")
-    if "calibrated_on" in manifest:
-        lines.append(f"calibrated on {manifest['calibrated_on']}: {manifest['calibration']}")
+    for runtime, units in manifest["placement"].items():
+        ops = "  ".join(f"{unit} {count} ops" for unit, count in units.items())
+        lines.append(f"{runtime}: {ops}")
+    if "calibration" in manifest:
+        used = f"{manifest['calibrated_on']}: " if "calibrated_on" in manifest else ""
+        lines.append(f"calibrated on {used}{manifest['calibration']}")
     for artifact in manifest["artifacts"]:
         counts = [f"{name} {count}" for name, count in artifact["steps"] if count]
         if counts:
@@ -140,6 +156,11 @@ def latency_line(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     )
 
 
+def provenance(artifact: Artifact) -> str:
+    """Returns where the artifact's numbers come from; nothing where it was not run."""
+    return artifact.parity[0].provenance if artifact.parity else ""
+
+
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
@@ -149,3 +170,14 @@ def _sqnr(artifact: Artifact) -> str:
     if not values:
         return "-"
     return "exact" if values[0] == float("inf") else f"{values[0]:.1f}"
+
+
+def measurement_text(measured: Measurement) -> str:
+    """Returns one measured number with its unit, interval, provenance and warnings."""
+    low_high = "" if measured.interval is None else " [{:.3g}, {:.3g}]".format(*measured.interval)
+    count = f", {len(measured.samples)} samples" if measured.samples else ""
+    warned = "".join(f"; {warning}" for warning in measured.warnings)
+    return (
+        f"{measured.metric} {measured.value:.4g} {measured.unit}{low_high}"
+        f" ({measured.provenance}{count}{warned})"
+    )

@@ -55,7 +55,8 @@ from edgeport.quantize.integer_io import (
     save_edges,
 )
 from edgeport.quantize.mixed import describe
-from edgeport.runtimes import qnn_context_binary
+from edgeport.runtimes import RUNTIMES
+from edgeport.runtimes.lowering import compile_for, run_compiled
 from edgeport.runtimes.onnx import Session
 from edgeport.runtimes.samples import load_samples, named_outputs, save_samples
 from edgeport.runtimes.worker import Limits
@@ -160,14 +161,16 @@ def _inner(plan: FeedPlan, feeds: Sequence[Feed]) -> list[Feed]:
     return [plan.boundary.to_inner(feed, plan.specs) for feed in feeds]
 
 
-def run_passes(directory: Path, captured: Path, target: Target, computed_in: str) -> dict[str, Any]:
-    """Writes optimized.onnx: the captured model after the target's passes, each one proven."""
+def run_passes(
+    directory: Path, captured: Path, target: Target, computed_in: str, file: str
+) -> dict[str, Any]:
+    """Writes `file`: the captured model after the target's passes, each one proven."""
     model = load_onnx(captured / "model.onnx")
     feeds = load_samples(captured / PARITY_INPUTS)
     applied = apply_passes(model, passes_for(target), feeds, minimum_db=EXACT_DB)
-    save_model(applied.model, directory / "optimized.onnx")
+    save_model(applied.model, directory / file)
     artifact = proven(
-        directory / "optimized.onnx",
+        directory / file,
         "passes",
         computed_in,
         captured,
@@ -245,25 +248,37 @@ def sensitivity(
 
 def lower(
     directory: Path,
+    runtime: str,
     model: Path,
     device: Device,
     precision: Precision,
     limits: Limits,
     computed_in: str,
+    calibration: FeedPlan | None,
 ) -> dict[str, Any]:
-    """Writes model.bin and model_ctx.onnx, compiled for the device's chip."""
-    compiled = qnn_context_binary.compile_model(model, directory, device, precision, limits)
+    """Writes the runtime's files, compiled for the device; the facts are its compiler's own.
+
+    `calibration` is given where the runtime's converter quantizes.
+    """
+    with scratch_directory() as folder:
+        feeds = None
+        if calibration is not None:
+            feeds = folder / "calibration.npz"
+            save_samples(feeds, list(calibration_feeds(calibration)))
+        compiled = compile_for(runtime, model, directory, device, precision, limits, feeds)
     artifact = described(
-        directory / qnn_context_binary.BINARY,
+        directory / RUNTIMES[runtime].files[0],
         "lower",
         computed_in,
         nodes=compiled.nodes,
+        runtime=runtime,
     )
-    return {"artifact": artifact.to_dict(), "qairt_version": compiled.qairt_version}
+    return {"artifact": artifact.to_dict(), "facts": dict(compiled.facts)}
 
 
-def emulate(
+def run_here(
     directory: Path,
+    runtime: str,
     lowered: Path,
     model: Path,
     captured: Path,
@@ -273,26 +288,28 @@ def emulate(
     limits: Limits,
     computed_in: str,
 ) -> dict[str, Any]:
-    """Returns the compiled binary's parity: the emulator runs it on the parity inputs.
+    """Returns the parity of a runtime's files, run on the parity inputs; `model` was compiled.
 
-    `model` is what was compiled.
+    An NPU's files run in the vendor's emulator.
     """
-    binary = lowered / qnn_context_binary.BINARY
+    known = RUNTIMES[runtime]
+    assert known.runs_as is not None, f"nothing here runs {runtime}"
+    file = lowered / known.files[0]
     edges = load_edges(model)
     inputs = model.with_name(PARITY_INTEGERS) if edges else captured / PARITY_INPUTS
-    stored = qnn_context_binary.run_emulated(lowered, directory, inputs, device, limits)
+    stored = run_compiled(runtime, lowered, directory, inputs, device, limits)
     names = Session(model).output_names()
     actual = [named_outputs(decode_outputs(list(s.values()), names, edges)) for s in stored]
     references = load_samples(captured / PARITY_OUTPUTS)
-    parity = compared(references, actual, "emulated", file_sha256(binary))
-    hold(parity, tolerance_db(source, precision), "run", f"{binary.name} in the emulator")
-    artifact = described(binary, "run (emulator)", computed_in, parity=parity)
+    parity = compared(references, actual, known.runs_as, file_sha256(file))
+    hold(parity, tolerance_db(source, precision), "run", f"{file.name} in {known.runs_here}")
+    artifact = described(file, "run", computed_in, parity=parity, runtime=runtime)
     return {"artifact": artifact.to_dict()}
 
 
 def run_on_host(model: Path, captured: Path, computed_in: str) -> dict[str, Any]:
     """Returns the parity of the model that onnxruntime runs on this machine."""
-    artifact = proven(model, "run (host)", computed_in, captured, float("-inf"))
+    artifact = proven(model, "run", computed_in, captured, float("-inf"), runtime="onnx")
     return {"artifact": artifact.to_dict()}
 
 

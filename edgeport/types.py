@@ -15,9 +15,12 @@ Provenance = Literal["device", "emulated", "host", "modelled"]
 """Where a number comes from: a phone or board ran it; the vendor's NPU emulator ran it (numerics
 only); this machine ran it; it was computed from a device profile."""
 
-Precision = Literal["float", "w8a8", "w8a16", "w4a16", "auto"]
+Precision = Literal["float", "w8a8", "w8a16", "w4a16", "auto", "w8-dynamic", "w8", "w4"]
 PRECISIONS: tuple[Precision, ...] = ("float", "w8a8", "w8a16", "w4a16")
 """Those of a whole model; "auto" chooses one per layer."""
+CONVERTER_PRECISIONS: tuple[Precision, ...] = ("w8-dynamic", "w8", "w4")
+"""Those that only a runtime's own converter knows: int8 weights with activations quantized while it
+runs; int8 or int4 weights alone, dequantized before they are used."""
 
 
 def plain(value: Any) -> Any:
@@ -125,6 +128,11 @@ class Device(Serialisable):
         known = self.facts.get(key)
         return None if known is None else known.value
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The facts without their sources, as plain JSON values."""
+        return {name: plain(fact.value) for name, fact in self.facts.items()}
+
 
 @dataclass(frozen=True)
 class PassResult:
@@ -136,13 +144,17 @@ class PassResult:
     refused: tuple[str, ...] = ()
 
 
+Unit = Literal["npu", "gpu", "cpu"]
+UNITS: tuple[Unit, ...] = ("npu", "gpu", "cpu")
+
+
 @dataclass(frozen=True)
 class NodeReport(Serialisable):
     """Where one node of a graph landed, and why."""
 
     node: str
     op: str
-    unit: Literal["npu", "gpu", "cpu"]
+    unit: Unit
     reason: str = ""
     fix: str = ""
 
@@ -181,8 +193,9 @@ class Artifact(Serialisable):
     """One stage's file: what it is, how it was made, and how far it is from the reference.
 
     `path` is relative to the output directory; `computed` is the type really computed in, such as
-    "fp32", "fp16" or "w8a16". `steps` are (pass, count). `parity` holds `sqnr_db` and `max_abs`
-    measurements against the reference, worst over samples and outputs.
+    "fp32", "fp16" or "w8a16"; `runtime` is what "lower" and "run" are for. `steps` are (pass,
+    count). `parity` holds `sqnr_db` and `max_abs` measurements against the reference, worst over
+    samples and outputs.
     """
 
     stage: str
@@ -195,6 +208,7 @@ class Artifact(Serialisable):
     notes: tuple[str, ...] = ()
     nodes: tuple[NodeReport, ...] = ()
     parity: tuple[Measurement, ...] = ()
+    runtime: str = ""
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Artifact:

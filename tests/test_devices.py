@@ -11,14 +11,14 @@ from support import LIMITS, conv_net, gaussian, needs_compiler, save
 
 from edgeport.devices import all_devices, find_chipset, find_device, parse_device
 from edgeport.errors import InputError, StageFailed, UnknownName
-from edgeport.plan import NPU
 from edgeport.quantize.apply import quantize_file
 from edgeport.quantize.config import CONFIGS
 from edgeport.runtimes import RUNTIMES
-from edgeport.runtimes.qnn_context_binary import compile_model
+from edgeport.runtimes.lowering import compile_for
 from edgeport.types import Device
 
 FILES = sorted(f.name for f in resources.files("edgeport.devices").iterdir() if ".toml" in f.name)
+NPU = "qnn_context_binary"
 COMPILED = [device for device in all_devices() if NPU in device.runtimes.value]
 
 PROFILE = """
@@ -128,7 +128,7 @@ def compiles(device: Device, precision: str, directory: Path) -> bool:
         quantize_file(source, target, CONFIGS[precision], feeds)
         source = target
     try:
-        compiled = compile_model(source, directory, device, precision, LIMITS)
+        compiled = compile_for(NPU, source, directory, device, precision, LIMITS)
     except StageFailed as error:
         if "in this precision" not in str(error):
             raise

@@ -21,8 +21,8 @@ from edgeport.plan import make_plan
 from edgeport.quantize import weights
 from edgeport.quantize.apply import quantize_as
 from edgeport.quantize.config import Request
+from edgeport.runtimes.lowering import compile_for
 from edgeport.runtimes.onnx import Session
-from edgeport.runtimes.qnn_context_binary import compile_model
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
 PADDED = """padded (float[1, 2, 20, 16] x) => (float[1, 2, 20, 17] output_0)
@@ -99,7 +99,7 @@ def test_a_product_of_two_16_bit_tensors_needs_a_signed_operand(
     quantize_as(tmp_path / "float.onnx", path, request, lambda: iter(feeds))
     zeros = [t for t in onnx.load(path).graph.initializer if "int16" in t.name.split("/")]
     assert bool(zeros) is signed
-    compile_model(path, tmp_path, find_device("s24"), "w8a16", LIMITS)
+    compile_for("qnn_context_binary", path, tmp_path, find_device("s24"), "w8a16", LIMITS)
     (reference,) = Session(proto.SerializeToString()).run(feeds[0])
     assert least_db < sqnr_db(reference, emulated(tmp_path, feeds[:1])[0]) < most_db
 
@@ -181,7 +181,7 @@ def test_16_bit_weights_are_as_precise_on_the_npu_as_on_the_host(tmp_path: Path)
               for s in range(4)]  # fmt: skip
     path = tmp_path / "quantized.onnx"
     quantize_as(tmp_path / "float.onnx", path, Request("w16a16"), lambda: iter(inputs))
-    compile_model(path, tmp_path, find_device("s24"), "w8a16", LIMITS)
+    compile_for("qnn_context_binary", path, tmp_path, find_device("s24"), "w8a16", LIMITS)
     (reference,) = Session(proto.SerializeToString()).run(inputs[0])
     # At 32767 in place of 32639 the largest weight of each channel is short: 60 dB.
     assert sqnr_db(reference, emulated(tmp_path, inputs[:1])[0]) > 70

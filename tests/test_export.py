@@ -33,7 +33,8 @@ FILES = {
     "DEPLOY.md",
     "manifest.json",
 }
-STAGES = ["capture", "passes", "quantize", "run (host)", "lower", "run (emulator)"]
+NPU = "qnn_context_binary"
+STAGES = ["capture", "passes", "quantize", "run", "lower", "run"]
 padre_group = pytest.mark.xdist_group("padre export")
 
 
@@ -85,19 +86,21 @@ def test_the_manifest(padre: Export) -> None:
 @needs_compiler
 @padre_group
 def test_every_op_is_on_the_npu_and_every_stage_is_proven(padre: Export) -> None:
-    placement = padre.manifest["placement"]
+    placement = padre.manifest["placement"][NPU]
     assert placement["cpu"] == 0
     assert placement["npu"] > 20
     nodes = padre.artifact("lower").nodes
     assert len(nodes) == placement["npu"]
     assert {node.unit for node in nodes} == {"npu"}
-    least = {"capture": 80, "passes": 80, "quantize": 30, "run (host)": 30, "run (emulator)": 30}
-    for stage, least_db in least.items():
-        sqnr, error = padre.artifact(stage).parity
+    least = {"capture": 80, "passes": 80, "quantize": 30, "run onnx": 30, f"run {NPU}": 30}
+    for name, least_db in least.items():
+        stage, _, runtime = name.partition(" ")
+        found = padre.artifact(stage, runtime)
+        sqnr, error = found.parity
         assert (sqnr.metric, error.metric) == ("sqnr_db", "max_abs")
         assert sqnr.value >= least_db
-        assert sqnr.provenance == ("emulated" if stage == "run (emulator)" else "host")
-        assert sqnr.artifact_sha256 == padre.artifact(stage).sha256
+        assert sqnr.provenance == ("emulated" if runtime == NPU else "host")
+        assert sqnr.artifact_sha256 == found.sha256
     counts = dict(padre.artifact("passes").steps)
     assert counts["reciprocal to Div"] >= 1
     proofs = {one["pass"]: one for one in padre.manifest["passes"]}
@@ -128,7 +131,7 @@ def test_deploy_names_what_a_developer_needs(padre: Export) -> None:
     text = (padre.directory / "DEPLOY.md").read_text()
     for word in ("image", "logits", "1 x 3 x 224 x 224", "uint16", "QAIRT", "model_ctx.onnx"):
         assert word in text, word
-    assert padre.manifest["qairt_version"].removeprefix("v") in text
+    assert padre.manifest["compiled"][NPU]["qairt_version"].removeprefix("v") in text
     assert f"{padre.manifest['io_scales']['image']['scale']:.6g}" in text
 
 
@@ -157,7 +160,7 @@ def test_the_command_agrees_and_repeats_from_the_cache(
     assert table.returncode == 0, table.stderr
     assert table.stderr == ""
     assert f"({padre.steps} of {padre.steps} steps from the cache)" in table.stdout
-    assert f"npu {padre.manifest['placement']['npu']} ops  cpu 0 ops" in table.stdout
+    assert f"{NPU}: npu {padre.manifest['placement'][NPU]['npu']} ops  cpu 0 ops" in table.stdout
     document = run_cli(*arguments, "-o", "two", "--json")
     assert json.loads(document.stdout) == json.loads(json.dumps(padre.manifest))
     for name in FILES:
@@ -169,9 +172,9 @@ def test_the_table_shows_no_time_of_the_emulator(padre: Export) -> None:
     from edgeport.report import stage_table
 
     table = stage_table(padre.artifacts)
-    stages_shown = list(table.columns[0].cells)
+    where = list(table.columns[4].cells)
     seconds = list(table.columns[-1].cells)
-    assert seconds[stages_shown.index("run (emulator)")] == "-"
+    assert seconds[where.index("emulated")] == "-"
 
 
 @padre_group
@@ -228,8 +231,8 @@ def test_an_onnx_file_of_any_opset_reaches_the_npu(tmp_path: Path, opset: int) -
     onnx.save(conv_net(opset), tmp_path / "model.onnx")
     request = {"inputs": (), "precision": "w8a16", "target_runtimes": (), "calib_samples": 4}
     result = tiny(tmp_path, "model.onnx", **request)
-    assert result.manifest["placement"]["cpu"] == 0
-    assert result.artifact("run (emulator)").parity[0].value > 35
+    assert result.manifest["placement"][NPU]["cpu"] == 0
+    assert result.artifact("run", NPU).parity[0].value > 35
 
 
 @pytest.mark.usefixtures("quick")
@@ -238,7 +241,7 @@ def test_without_an_npu_there_is_no_binary(tmp_path: Path) -> None:
     result = tiny(tmp_path, device="pixel-6", target_runtimes=(), chipset=None)
     names = {path.name for path in result.directory.iterdir()}
     assert names == FILES - {"model.bin", "model_ctx.onnx", "quantized.onnx"}
-    assert result.manifest["placement"] is None
+    assert result.manifest["placement"] == {}
     assert "QAIRT" not in (result.directory / "DEPLOY.md").read_text()
 
 

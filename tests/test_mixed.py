@@ -21,8 +21,8 @@ from edgeport.quantize.cost import layer_macs, mac_shares
 from edgeport.quantize.insert import Calibrated, insert_pairs
 from edgeport.quantize.mixed import describe, promote
 from edgeport.quantize.sensitivity import Judge, layers, rank_layers
+from edgeport.runtimes.lowering import compile_for, run_compiled
 from edgeport.runtimes.onnx import Session
-from edgeport.runtimes.qnn_context_binary import compile_model, run_emulated
 from edgeport.runtimes.samples import save_samples
 
 KINDS = {
@@ -365,10 +365,12 @@ def test_a_mixed_model_is_one_graph_on_the_npu(
     proto = insert_pairs(net, mixed("w8a8", **own))
     device = find_device("s24")
     path = save(proto, tmp_path / "mixed.onnx")
-    compiled = compile_model(path, tmp_path, device, "auto", LIMITS)
+    compiled = compile_for("qnn_context_binary", path, tmp_path, device, "auto", LIMITS)
     assert compiled.nodes and {one.unit for one in compiled.nodes} == {"npu"}
     feeds = feeds_of(sums_net(), 1)
     save_samples(tmp_path / "inputs.npz", feeds)
-    (found,) = run_emulated(tmp_path, tmp_path, tmp_path / "inputs.npz", device, LIMITS)
+    (found,) = run_compiled(
+        "qnn_context_binary", tmp_path, tmp_path, tmp_path / "inputs.npz", device, LIMITS
+    )
     (reference,), (host,) = run(sums_net(), feeds[0]), run(proto, feeds[0])
     assert sqnr_db(reference, next(iter(found.values()))) > sqnr_db(reference, host) - 3

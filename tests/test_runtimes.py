@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,11 @@ from edgeport.feeds import PARITY_INPUTS, PARITY_OUTPUTS
 from edgeport.passes.reciprocal import reciprocal_to_div
 from edgeport.quantize.apply import quantize_file
 from edgeport.quantize.config import CONFIGS
-from edgeport.runtimes import RUNTIMES, Runtime, find_runtime
+from edgeport.runtimes import RUNTIMES, find_runtime
+from edgeport.runtimes.lowering import Compiled, compile_for, run_compiled
 from edgeport.runtimes.onnx import Session
-from edgeport.runtimes.qnn_context_binary import (
-    BINARY,
-    WRAPPER,
-    Compiled,
-    compile_model,
-    run_emulated,
-)
+from edgeport.runtimes.qnn_context_binary import BINARY, WRAPPER
+from edgeport.runtimes.qnn_context_binary import NAME as NPU
 from edgeport.runtimes.samples import load_samples, named_outputs, save_samples
 from edgeport.runtimes.worker import Limits
 
@@ -47,12 +44,12 @@ def prepared(directory: Path, proto: onnx.ModelProto, precision: str, feeds) -> 
 
 def compiled(directory: Path, proto: onnx.ModelProto, precision: str, feeds) -> Compiled:
     path = prepared(directory, proto, precision, feeds)
-    return compile_model(path, directory, S24, precision, LIMITS)
+    return compile_for(NPU, path, directory, S24, precision, LIMITS)
 
 
 def emulated(directory: Path, feeds: list[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
     save_samples(directory / "inputs.npz", feeds)
-    outputs = run_emulated(directory, directory, directory / "inputs.npz", S24, LIMITS)
+    outputs = run_compiled(NPU, directory, directory, directory / "inputs.npz", S24, LIMITS)
     return [sample["output_0"] for sample in outputs]
 
 
@@ -66,7 +63,7 @@ def test_a_convolution_net_in_the_emulator(tmp_path: Path, precision: str, least
     made = compiled(tmp_path, conv_net(), precision, image_feeds(8))
     assert [node.unit for node in made.nodes if node.op == "Conv"] == ["npu", "npu"]
     assert {node.unit for node in made.nodes} == {"npu"}
-    assert made.qairt_version
+    assert made.facts["qairt_version"]
     assert sorted(p.name for p in tmp_path.glob("model*")) == [BINARY, WRAPPER]
     wrapper = onnx.load(tmp_path / WRAPPER, load_external_data=False)
     (context,) = (n for n in wrapper.graph.node if n.op_type == "EPContext")
@@ -93,7 +90,7 @@ def test_fallback_to_the_cpu_is_named_and_counted(tmp_path: Path) -> None:
 def test_a_chip_without_fp16_says_so(tmp_path: Path) -> None:
     path = prepared(tmp_path, conv_net(), "float", ())
     with pytest.raises(StageFailed, match=r"in this precision.* try w8a8"):
-        compile_model(path, tmp_path, find_device("rb3-gen2"), "float", LIMITS)
+        compile_for(NPU, path, tmp_path, find_device("rb3-gen2"), "float", LIMITS)
 
 
 @needs_compiler
@@ -102,7 +99,7 @@ def test_a_folder_that_holds_a_context_is_refused(tmp_path: Path) -> None:
     compiled(tmp_path, conv_net(), "float", ())
     before = (tmp_path / BINARY).read_bytes()
     with pytest.raises(StageFailed, match="exists already") as caught:
-        compile_model(tmp_path / "float.onnx", tmp_path, S24, "float", LIMITS)
+        compile_for(NPU, tmp_path / "float.onnx", tmp_path, S24, "float", LIMITS)
     assert "\n" not in str(caught.value)
     assert (tmp_path / BINARY).read_bytes() == before
 
@@ -112,7 +109,7 @@ def test_a_folder_that_holds_a_context_is_refused(tmp_path: Path) -> None:
 def test_a_compiler_that_is_killed(tmp_path: Path, limits: Limits) -> None:
     path = prepared(tmp_path, conv_net(), "float", ())
     with pytest.raises(RuntimeCrashed) as caught:
-        compile_model(path, tmp_path, S24, "float", limits)
+        compile_for(NPU, path, tmp_path, S24, "float", limits)
     assert caught.value.reason == ("timeout" if limits.seconds < 1 else "memory")
     assert caught.value.stage == "lower"
 
@@ -165,8 +162,8 @@ def test_parity_refuses_another_images_answer_and_a_constant(
             directory.mkdir()
             compiled(directory, net, precision, image_feeds(8))
         model = next(directory.glob("*quantized*.onnx"))
-        stages.emulate(
-            directory, directory, model, captured, recipe, S24, precision, LIMITS, precision
+        stages.run_here(
+            directory, NPU, directory, model, captured, recipe, S24, precision, LIMITS, precision
         )
 
     check(conv_net(), "real", right)
@@ -239,7 +236,9 @@ def test_the_table_of_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
     json.dumps([runtime.to_dict() for runtime in RUNTIMES.values()])
     with pytest.raises(UnknownName, match="Did you mean 'onnx'"):
         find_runtime("onx")
-    missing = Runtime("later", ("model.x",), "nowhere", "no_such_package", "pip install later")
+    missing = replace(
+        RUNTIMES["onnx"], name="later", requires=("no_such_package",), install="pip install later"
+    )
     monkeypatch.setitem(RUNTIMES, "later", missing)
     with pytest.raises(InputError, match="needs no_such_package: pip install later"):
         find_runtime("later")

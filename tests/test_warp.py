@@ -16,6 +16,7 @@ from torch import Tensor
 import edgeport
 from edgeport.errors import InputError
 from edgeport.rewrites.warp import bounded_splat, bounded_warp
+from edgeport.runtimes.qnn_context_binary import NAME as NPU
 
 FACTORY = """from torch import Tensor, nn
 
@@ -116,8 +117,8 @@ def test_all_of_it_runs_on_the_npu(
         inputs=["image:float32[1,3,16,16]", "flow:float32[1,2,16,16]"],
         device="s24",
         precision=precision,
-        target_runtimes=["qnn_context_binary"],
+        target_runtimes=[NPU],
         calib_samples=32,  # where many pixels meet, sums are larger than a few samples show
     )
-    assert exported.manifest["placement"]["cpu"] == 0
-    assert exported.artifact("run (emulator)").parity[0].value > least_db
+    assert exported.manifest["placement"][NPU]["cpu"] == 0
+    assert exported.artifact("run", NPU).parity[0].value > least_db

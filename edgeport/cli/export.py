@@ -45,6 +45,11 @@ from edgeport.descriptors import redirected
     help="MEAN,STD of images, or all means and then all stds; the app gives 0..1.",
 )
 @click.option(
+    "--on",
+    default="",
+    help="Run what was made there too: hub | ssh://user@host | adb:SERIAL (edgeport run --help).",
+)
+@click.option(
     "--quantize-io", is_flag=True, help="Integer inputs and outputs; scales are in DEPLOY.md."
 )
 @click.option(
@@ -89,9 +94,7 @@ def _show_plan(request: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(plan.describe(), indent=2))
         return
-    stages = ["capture", "passes", *(["quantize"] if plan.precision != "float" else []), "run"]
-    if "qnn_context_binary" in plan.runtimes:
-        stages.append("lower and emulate")
+    stages = ["capture", "passes", *(["quantize"] if plan.quantization else []), "lower", "run"]
     what = _source_text(plan.source.describe())
     click.echo(f"{what} -> {plan.device.name} ({plan.device.chipset}), {plan.precision}")
     click.echo(f"runtimes: {', '.join(plan.runtimes)}; stages: {', '.join(stages)}")

@@ -1,54 +1,148 @@
-"""Runtimes: a file format and what executes it, declared in one table; importing it is cheap."""
+"""Runtimes: a file format and what executes it, declared in one table; importing it is cheap.
+
+Each has one module of its own, `edgeport.runtimes.NAME`, with three functions that
+`edgeport.runtimes.lowering` calls in a child process, perhaps of another interpreter:
+
+    compile_model(request: CompileRequest) -> dict   writes `files` into request.directory, and
+                                                     returns facts for the manifest, plain values
+    load(directory: Path, device: dict) -> Session   whose run(feed) gives the outputs in order
+    report_nodes(directory: Path) -> list[NodeReport]   where each operator runs, or []
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+from edgeport.config import load_config
 from edgeport.errors import InputError, UnknownName
-from edgeport.types import Serialisable
+from edgeport.types import PRECISIONS, Precision, Provenance, Serialisable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Compiles = Literal["rewritten", "quantized"]
+"""Which ONNX file a runtime takes: the float one after the passes, because its own converter
+quantizes; or the one with QuantizeLinear pairs (the same file where the precision is float)."""
+
+
+class Session(Protocol):
+    """A loaded model."""
+
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        """Returns the outputs in the graph's order, for a feed by input name."""
+        ...
+
+
+@dataclass(frozen=True)
+class CompileRequest(Serialisable):
+    """What one compilation needs: plain JSON values, since it crosses the process line.
+
+    `model` is an absolute path, `directory` where the files go. `device` maps a fact's name to its
+    value. `calibration` is a file of `samples.save_samples`, for a converter that quantizes.
+    """
+
+    model: str
+    directory: str
+    precision: Precision
+    device: Mapping[str, Any]
+    calibration: str | None = None
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Self:
+        """Returns the request that `to_dict` wrote."""
+        return cls(**{field.name: table[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
 class Runtime(Serialisable):
-    """A row of the table: what is compiled, what runs it here, and the package that it needs."""
+    """A row of the table.
+
+    `files` are those that an export leaves, what is loaded first; `computed` is the type that the
+    device computes in where the precision is float; `runs_as` is the provenance of its numbers on
+    this machine, None where nothing here runs it; `requires` are the modules that compile, and
+    `runs_with` those of which one has to be there to run it. Without `default` it is made only when
+    it is asked for by name.
+    """
 
     name: str
     files: tuple[str, ...]
+    compiles: Compiles
+    passes: Literal["npu", "gpu", "any"]
+    precisions: tuple[Precision, ...]
+    computed: str
     runs_here: str
-    requires: str
+    runs_as: Provenance | None
+    requires: tuple[str, ...]
+    runs_with: tuple[str, ...]
     install: str
+    default: bool = False
+
+    @property
+    def module(self) -> str:
+        """The module that compiles and loads it."""
+        return f"{__name__}.{self.name}"
+
+    def missing(self) -> tuple[str, ...]:
+        """Returns the modules that this interpreter lacks to compile and run it."""
+        lacking = [name for name in self.requires if not _is_importable(name)]
+        if self.runs_with and not any(_is_importable(name) for name in self.runs_with):
+            lacking.append(self.runs_with[0])
+        return tuple(dict.fromkeys(lacking))
 
 
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
         Runtime(
-            "onnx",
-            ("quantized.onnx", "optimized.onnx"),
-            "onnxruntime on this machine's CPU",
-            "onnxruntime",
-            "pip install onnxruntime",
+            name="onnx",
+            files=("quantized.onnx", "optimized.onnx"),
+            compiles="quantized",
+            passes="any",
+            precisions=(*PRECISIONS, "auto"),
+            computed="fp32",
+            runs_here="onnxruntime on this machine's CPU",
+            runs_as="host",
+            requires=("onnxruntime",),
+            runs_with=("onnxruntime",),
+            install="pip install onnxruntime",
+            default=True,
         ),
         Runtime(
-            "qnn_context_binary",
-            ("model.bin", "model_ctx.onnx"),
-            "Qualcomm's HTP emulator (numerics only)",
-            "onnxruntime_qnn",
-            "pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
+            name="qnn_context_binary",
+            files=("model.bin", "model_ctx.onnx"),
+            compiles="quantized",
+            passes="npu",
+            precisions=(*PRECISIONS, "auto"),
+            computed="fp16",
+            runs_here="Qualcomm's HTP emulator (numerics only)",
+            runs_as="emulated",
+            requires=("onnxruntime_qnn",),
+            runs_with=("onnxruntime_qnn",),
+            install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
+            default=True,
         ),
     )
 }
 
 
 def find_runtime(name: str) -> Runtime:
-    """Returns the runtime of this name, importable here.
+    """Returns the runtime of this name.
 
-    Raises UnknownName, or InputError with the install line where its package is missing.
+    Raises UnknownName, or InputError with the install line where a module is missing that no other
+    interpreter in edgeport.toml has.
     """
     if name not in RUNTIMES:
         raise UnknownName("target runtime", name, RUNTIMES)
     runtime = RUNTIMES[name]
-    if importlib.util.find_spec(runtime.requires) is None:
-        raise InputError(f"runtime {name} needs {runtime.requires}: {runtime.install}")
+    if name in load_config().interpreters:
+        return runtime
+    if missing := runtime.missing():
+        raise InputError(f"runtime {name} needs {', '.join(missing)}: {runtime.install}")
     return runtime
+
+
+def _is_importable(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

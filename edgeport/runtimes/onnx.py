@@ -1,4 +1,7 @@
-"""The runtime `onnx`: an .onnx file, run by onnxruntime's CPU provider in this process."""
+"""The runtime `onnx`: an .onnx file, run by onnxruntime's CPU provider in this process.
+
+The file is the flow's own: nothing compiles it, and no operator of it is placed.
+"""
 
 from __future__ import annotations
 
@@ -62,6 +65,12 @@ class Session:
             TensorSpec(value.name, _dtype(value.type), tuple(value.shape))
             for value in self._session.get_inputs()
         )
+
+
+def load(directory: Path, device: Mapping[str, Any]) -> Session:
+    """Returns the export's ONNX model, the quantized one where there is one."""
+    files = (directory / name for name in ("quantized.onnx", "optimized.onnx"))
+    return Session(next(file for file in files if file.is_file()))
 
 
 def _dtype(onnx_type: str) -> str:

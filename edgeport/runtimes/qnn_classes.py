@@ -53,7 +53,7 @@ def run_each(
             "models": [str(path.resolve()) for path in models[first:]],
             "inputs": [str(path.resolve()) for path in inputs[first:]],
             "directory": str(workdir.resolve()),
-            "provider": compiler_options(device, precision),
+            "provider": compiler_options(device.values, precision),
         }
         (workdir / _NOTES).write_text("", encoding="utf-8")
         crash = None

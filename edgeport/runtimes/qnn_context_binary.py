@@ -1,7 +1,7 @@
 """The runtime `qnn_context_binary`: compiled for one chip by Qualcomm's own HTP compiler.
 
 The compiler and the NPU's emulator come in the onnxruntime-qnn wheel. Both run only in a child
-process: they can abort, hang, or take all memory. The functions named `_..._here` are that child's.
+process: they can abort, hang, or take all memory. This module is that child's.
 """
 
 from __future__ import annotations
@@ -9,93 +9,90 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeport.descriptors import redirected
 from edgeport.errors import StageFailed
+from edgeport.runtimes import CompileRequest
 from edgeport.runtimes.onnx import REWRITES_FLOAT_LAYERS
 from edgeport.runtimes.qnn_validator import read_reasons
-from edgeport.runtimes.samples import Sample, load_samples, named_outputs, save_samples
-from edgeport.runtimes.worker import Limits, run_in_child
-from edgeport.types import Device, NodeReport, Precision
+from edgeport.types import NodeReport, Precision
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 NAME = "qnn_context_binary"
-BINARY, WRAPPER = "model.bin", "model_ctx.onnx"
+BINARY, WRAPPER, PLACEMENT = "model.bin", "model_ctx.onnx", "placement.json"
 PROVIDER = "QNNExecutionProvider"
 _CONVERTERS = ("QuantizeLinear", "DequantizeLinear")
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """What the compiler said: the node placement, and the QAIRT version inside the binary."""
-
-    nodes: tuple[NodeReport, ...]
-    qairt_version: str
-
-
-def compile_model(
-    model: Path, directory: Path, device: Device, precision: Precision, limits: Limits
-) -> Compiled:
-    """Writes `model.bin` and its EPContext wrapper `model_ctx.onnx` into `directory`.
+def compile_model(request: CompileRequest) -> dict[str, Any]:
+    """Writes `model.bin` and its EPContext wrapper `model_ctx.onnx`; returns the QAIRT version.
 
     A float model is compiled as fp16. Fallback to the CPU is forbidden: raises StageFailed with
-    the nodes that would land there, and RuntimeCrashed when the compiler aborts, hangs or takes
-    more than its limits.
+    the nodes that would land there.
     """
-    options = compiler_options(device, precision)
-    report = run_in_child(
-        f"{__name__}:_compile_here",
-        {
-            "model": str(model.resolve()),
-            "directory": str(directory.resolve()),
-            "provider": options,
-        },
-        stage="lower",
-        workdir=directory,
-        limits=limits,
-    )
-    nodes = tuple(NodeReport(**node) for node in report["nodes"])
-    return Compiled(nodes, report["qairt_version"])
+    provider = compiler_options(request.device, request.precision)
+    wrapper = Path(request.directory, WRAPPER)
+    record = {"session.record_ep_graph_assignment_info": "1"}
+    entries = {
+        "session.disable_cpu_ep_fallback": "1",
+        "ep.context_enable": "1",
+        "ep.context_file_path": str(wrapper),
+        "ep.context_embed_mode": "0",
+    }
+    try:
+        session = session_here(request.model, provider, {**record, **entries})
+    except Exception as error:  # onnxruntime's binding raises a class per status code
+        if "MEM_ALLOC" in str(error):
+            raise MemoryError(str(error)) from error
+        if "fallback to CPU EP has been explicitly disabled" not in str(error):
+            raise StageFailed("lower", _translate(str(error))) from error
+        for part in wrapper.parent.glob(f"{wrapper.stem}*"):  # of what did land on the NPU
+            part.unlink()
+        nodes = explained_placement(request.model, wrapper.parent, provider, record)
+        raise StageFailed("lower", _fallback_sentence(nodes)) from error
+    _write_placement(wrapper.parent, _placement(session))
+    return {"qairt_version": _adopt_binary(wrapper)}
 
 
-def run_emulated(
-    compiled: Path, workdir: Path, inputs: Path, device: Device, limits: Limits
-) -> list[Sample]:
-    """Returns the outputs that the files in `compiled` give in the vendor's emulator.
+class EmulatedSession:
+    """A context binary in the vendor's emulator."""
 
-    `inputs` is a file of `save_samples`. The numbers are the NPU's; the time it takes means
-    nothing. Raises RuntimeCrashed.
-    """
-    outputs = workdir / "emulated_outputs.npz"
-    run_in_child(
-        f"{__name__}:_run_here",
-        {
-            "wrapper": str((compiled / WRAPPER).resolve()),
-            "inputs": str(inputs.resolve()),
-            "outputs": str(outputs.resolve()),
-            "provider": provider_options(device),
-        },
-        stage="run",
-        workdir=workdir,
-        limits=limits,
-    )
-    return load_samples(outputs)
+    def __init__(self, wrapper: Path, device: Mapping[str, Any]) -> None:
+        entries = {"session.disable_cpu_ep_fallback": "1"}
+        self._session = session_here(str(wrapper), provider_options(device), entries)
+
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        """Returns the outputs in the graph's order."""
+        return tuple(self._session.run(None, dict(feed)))
 
 
-def compiler_options(device: Device, precision: Precision) -> dict[str, str]:
-    """Returns the provider's options with which a model is compiled for the device."""
-    floats = precision == "float" or (precision == "auto" and device.fact("fp16") is True)
+def load(directory: Path, device: Mapping[str, Any]) -> EmulatedSession:
+    """Returns the context binary in `directory`, to be run in the emulator of the device's NPU."""
+    return EmulatedSession(directory / WRAPPER, device)
+
+
+def report_nodes(directory: Path) -> list[NodeReport]:
+    """Returns where the compiler put each operator of the model."""
+    placed = json.loads((directory / PLACEMENT).read_text(encoding="utf-8"))
+    return [NodeReport(**node) for node in placed]
+
+
+def compiler_options(device: Mapping[str, Any], precision: Precision) -> dict[str, str]:
+    """Returns the provider's options with which a model is compiled for a device of these facts."""
+    floats = precision == "float" or (precision == "auto" and device.get("fp16") is True)
     return {**provider_options(device), **({"enable_htp_fp16_precision": "1"} if floats else {})}
 
 
-def provider_options(device: Device) -> dict[str, str]:
+def provider_options(device: Mapping[str, Any]) -> dict[str, str]:
     """Returns the provider's options with which a compiled binary runs in the emulator."""
     return {
         # Without the chip's id the emulator computes in nearly fp32, and hides fp16's error.
-        "soc_model": str(device.fact("soc_model")),
-        "htp_arch": str(device.fact("htp_arch")),
+        "soc_model": str(device["soc_model"]),
+        "htp_arch": str(device["htp_arch"]),
         "htp_graph_finalization_optimization_mode": "3",
         # The graph's own QuantizeLinear and DequantizeLinear run on the NPU, not on the CPU.
         "offload_graph_io_quantization": "0",
@@ -118,29 +115,6 @@ def session_here(
     backend = {"backend_path": onnxruntime_qnn.get_qnn_htp_path()}
     options.add_provider_for_devices(devices, {**provider, **backend})
     return ort.InferenceSession(model, options, disabled_optimizers=REWRITES_FLOAT_LAYERS)
-
-
-def _compile_here(model: str, directory: str, provider: dict[str, str]) -> dict[str, Any]:
-    wrapper = Path(directory, WRAPPER)
-    record = {"session.record_ep_graph_assignment_info": "1"}
-    entries = {
-        "session.disable_cpu_ep_fallback": "1",
-        "ep.context_enable": "1",
-        "ep.context_file_path": str(wrapper),
-        "ep.context_embed_mode": "0",
-    }
-    try:
-        session = session_here(model, provider, {**record, **entries})
-    except Exception as error:  # onnxruntime's binding raises a class per status code
-        if "MEM_ALLOC" in str(error):
-            raise MemoryError(str(error)) from error
-        if "fallback to CPU EP has been explicitly disabled" not in str(error):
-            raise StageFailed("lower", _translate(str(error))) from error
-        for part in Path(directory).glob(f"{wrapper.stem}*"):  # of what did land on the NPU
-            part.unlink()
-        nodes = explained_placement(model, Path(directory), provider, record)
-        raise StageFailed("lower", _fallback_sentence(nodes)) from error
-    return {"nodes": _placement(session), "qairt_version": _adopt_binary(wrapper)}
 
 
 def _placement(session: Any) -> list[dict[str, str]]:
@@ -167,8 +141,12 @@ def explained_placement(
         session = session_here(model, provider, record, verbose=True)
     reasons = read_reasons(log.read_text(encoding="utf-8", errors="replace"))
     nodes = [{**node, "reason": reasons.get(node["node"], "")} for node in _placement(session)]
-    (directory / "placement.json").write_text(json.dumps(nodes, indent=2), encoding="utf-8")
+    _write_placement(directory, nodes)
     return nodes
+
+
+def _write_placement(directory: Path, nodes: list[dict[str, str]]) -> None:
+    (directory / PLACEMENT).write_text(json.dumps(nodes, indent=2), encoding="utf-8")
 
 
 def _fallback_sentence(nodes: list[dict[str, str]]) -> str:
@@ -214,9 +192,3 @@ def _adopt_binary(wrapper: Path) -> str:
     onnx.save(model, wrapper)
     version = attributes.get("ep_sdk_version")
     return version.s.decode() if version is not None else ""
-
-
-def _run_here(wrapper: str, inputs: str, outputs: str, provider: dict[str, str]) -> None:
-    session = session_here(wrapper, provider, {"session.disable_cpu_ep_fallback": "1"})
-    results = [named_outputs(session.run(None, dict(one))) for one in load_samples(Path(inputs))]
-    save_samples(Path(outputs), results)

@@ -102,7 +102,7 @@ def place(
     arguments = {
         "model": str(model.resolve()),
         "directory": str(workdir.resolve()),
-        "provider": compiler_options(device, precision),
+        "provider": compiler_options(device.values, precision),
         "inputs": str(inputs.resolve()) if inputs else "",
     }
     try:

@@ -49,12 +49,19 @@ class Limits:
 
 
 def run_in_child(
-    target: str, arguments: Mapping[str, Any], *, stage: str, workdir: Path, limits: Limits
+    target: str,
+    arguments: Mapping[str, Any],
+    *,
+    stage: str,
+    workdir: Path,
+    limits: Limits,
+    python: Path | None = None,
 ) -> Any:
     """Returns what the function `target` ("module:function") gives for `arguments` in a child.
 
     Arguments and result are plain JSON values; the child's current directory is `workdir`. What it
-    prints is kept in `workdir`/`stage`.log when it fails. Raises the child's own EdgeportError,
+    prints is kept in `workdir`/`stage`.log when it fails. `python` is another interpreter, with its
+    own packages and this edgeport. Raises the child's own EdgeportError,
     and RuntimeCrashed with reason "exit" (an exception or an exit status), "signal", "timeout" or
     "memory".
     """
@@ -68,8 +75,12 @@ def run_in_child(
     log = workdir / f"{stage}.log"
     # Temporary files of a child that is killed go with this process's directory.
     with log.open("wb") as output, scratch_directory() as scratch:
-        environment = {**_environment(), "TMPDIR": str(scratch)}
-        answer = _exchange(json.dumps(request), workdir, output, environment, limits.seconds)
+        environment = {**os.environ, "PYTHONPATH": _module_path(python, scratch)}
+        environment["TMPDIR"] = str(scratch)
+        interpreter = str(python or sys.executable)
+        answer = _exchange(
+            json.dumps(request), workdir, output, environment, limits.seconds, interpreter
+        )
     if "result" in answer:
         log.unlink()
         return answer["result"]
@@ -82,12 +93,13 @@ def _exchange(
     output: IO[bytes],
     environment: Mapping[str, str],
     seconds: float,
+    interpreter: str,
 ) -> dict[str, Any]:
     """Returns the watcher's answer; the worker is dead when this returns or raises."""
     # -P: a file in workdir must not shadow a module. A new session: the terminal's Ctrl-C reaches
     # this process only, which then stops the others.
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "edgeport.runtimes.worker"],
+        [interpreter, "-P", "-m", "edgeport.runtimes.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=output,
@@ -119,10 +131,16 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.communicate()
 
 
-def _environment() -> dict[str, str]:
-    """Returns our environment with a PYTHONPATH that finds the modules which we find."""
-    found = (os.path.abspath(entry) for entry in sys.path)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(found))}
+def _module_path(python: Path | None, scratch: Path) -> str:
+    """Returns a PYTHONPATH that finds the modules which we find; for another interpreter, edgeport.
+
+    Another interpreter must not meet the packages beside edgeport, which were built for this one.
+    """
+    if python is None:
+        found = (os.path.abspath(entry) for entry in sys.path)
+        return os.pathsep.join(dict.fromkeys(found))
+    (scratch / "edgeport").symlink_to(Path(errors.__file__).parent, target_is_directory=True)
+    return str(scratch)
 
 
 # What became of the worker, in words

@@ -1,0 +1,65 @@
+"""`edgeport run DIR --on PLACE`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from edgeport.cli.export import show_progress
+from edgeport.descriptors import redirected
+
+
+@click.command("run")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--on",
+    default="local",
+    show_default=True,
+    help="Where: local | hub (Qualcomm AI Hub) | ssh://user@host | adb:SERIAL.",
+)
+@click.option("--target-runtime", help="Runtimes, comma-separated; default: all the export has.")
+@click.option("--keep", is_flag=True, help="Leave the files on the board or phone.")
+@click.option("--timeout", default=900.0, show_default=True, help="Seconds for one runtime.")
+@click.option("--memory", default=16.0, show_default=True, help="GiB for one local process.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("-v", "--verbose", is_flag=True, help="Traceback on failure.")
+def run(
+    directory: Path,
+    on: str,
+    target_runtime: str | None,
+    keep: bool,
+    timeout: float,
+    memory: float,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Run the files of an export in DIRECTORY at a place, and compare them with the reference.
+
+    What comes of it, latency included where a device was timed, is added to its manifest.
+    """
+    from edgeport.places import find_place
+    from edgeport.running import run_at
+    from edgeport.runtimes.worker import Limits
+
+    names = [name.strip() for name in target_runtime.split(",")] if target_runtime else []
+    limits = Limits(timeout, int(memory * 2**30))
+    with show_progress() as progress, redirected(1, 2):
+        place = find_place(on)
+        runs = run_at(directory, place, names, limits=limits, keep=keep, progress=progress)
+    if as_json:
+        click.echo(json.dumps([one.to_dict() for one in runs], indent=2, allow_nan=False))
+        return
+    from rich.console import Console
+
+    from edgeport.report import measurement_text, stage_table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(stage_table([one.artifact for one in runs]))
+    for one in runs:
+        for measured in one.measurements:
+            click.echo(f"{one.artifact.runtime} on {one.place}: {measurement_text(measured)}")
+        for note in one.notes:
+            click.echo(f"note: {note}")

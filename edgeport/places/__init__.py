@@ -1,0 +1,90 @@
+"""Places: where a runtime's files run. Each is one file here; all combine with every runtime.
+
+    local            this machine
+    hub              a phone of Qualcomm's AI Hub
+    ssh://user@host  a board that has Python and one of the runtimes
+    adb[:SERIAL]     a phone on a cable
+
+A place is given a Job, files and inputs, and answers with outputs and Measurements. What it
+measured has the provenance "device", unless it turns out to be this machine: then "host".
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from edgeport.errors import InputError
+from edgeport.types import Device, Measurement, Precision, Provenance
+
+if TYPE_CHECKING:
+    from edgeport.runtimes.samples import Sample
+    from edgeport.runtimes.worker import Limits
+
+JOURNAL = "jobs.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One runtime's files, to be run on samples.
+
+    `files` are in the order of the runtime's table, those that are there; `model` is the ONNX file
+    that they were compiled from. `inputs` is a file of `save_samples`. `journal` is a file of JSON
+    lines that lives on beside the artifact, for a place that is asked again after an interruption.
+    `workdir` may be written to and is removed afterwards. `progress` is told what is waited for.
+    """
+
+    runtime: str
+    files: tuple[Path, ...]
+    model: Path
+    inputs: Path
+    device: Device
+    precision: Precision
+    limits: Limits
+    journal: Path
+    workdir: Path
+    keep: bool = False
+    progress: Callable[[str], None] = lambda step: None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a place gave: outputs ("output_0" ...) per sample, and what it measured.
+
+    `notes` are sentences for the table.
+    """
+
+    outputs: Sequence[Sample]
+    provenance: Provenance
+    measurements: tuple[Measurement, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Place(Protocol):
+    """Where files run; `text` is how the user named it."""
+
+    text: str
+
+    def check(self, runtimes: Sequence[str]) -> None:
+        """Raises InputError for what can be known before any work: no token, no device."""
+        ...
+
+    def run(self, job: Job) -> Ran:
+        """Runs the job; raises InputError, StageFailed or RuntimeCrashed."""
+        ...
+
+
+# What a text begins with -> the module that has `open_place(text)`.
+_PLACES = {"local": "local", "hub": "hub", "ssh:": "ssh", "adb": "adb"}
+
+
+def find_place(text: str) -> Place:
+    """Returns the place that `--on` names; raises InputError with those there are."""
+    for start, module in _PLACES.items():
+        if text == start or text.startswith(f"{start.rstrip(':')}:"):
+            opened: Place = importlib.import_module(f"{__name__}.{module}").open_place(text)
+            return opened
+    raise InputError(f"--on {text}: a place is local, hub, ssh://user@host or adb:SERIAL")

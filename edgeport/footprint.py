@@ -33,6 +33,18 @@ def base_key() -> dict[str, str]:
     }
 
 
+def shortened(digests: Mapping[str, str]) -> dict[str, str]:
+    """Returns name -> sha256, by the shortest ends of the paths that tell the files apart.
+
+    A manifest is published: where on this disk the files lie is nobody's business.
+    """
+    parts = {path: Path(path).parts for path in digests}
+    length = 1
+    while len({ends[-length:] for ends in parts.values()}) < len(parts):
+        length += 1
+    return {"/".join(parts[path][-length:]): digests[path] for path in sorted(digests)}
+
+
 class SourceFiles:
     """The local files that a source was built from, and the module where it had to be built.
 

@@ -23,7 +23,7 @@ from edgeport.private import scratch_directory
 from edgeport.running import read_manifest, run_at
 from edgeport.runtimes import RUNTIMES
 from edgeport.staging import staged_directory
-from edgeport.types import Artifact
+from edgeport.types import Artifact, plain
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def export(
         # Last: nothing else may run beside a measurement.
         flow.latency(comparisons.result(), captured)
         _carry_journal(plan.output_dir, staging)
-        manifest = flow.manifest(captured)
+        manifest = {**flow.manifest(captured), "request": _request(source, options)}
         report.write_files(staging, manifest)
     hits = [entry.hit for entry in flow.entries]
     artifacts = tuple(flow.artifacts)
@@ -103,6 +103,19 @@ def export(
         artifacts += tuple(run.artifact for run in runs)
         manifest = read_manifest(plan.output_dir)
     return Export(plan.output_dir, artifacts, manifest, len(hits), sum(hits))
+
+
+def _request(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what was asked for as `reproduce` asks for it again: plain values, defaults left out.
+
+    Paths are as they were given.
+    """
+    told = {
+        key: str(value) if isinstance(value, Path) else plain(value)
+        for key, value in options.items()
+        if value not in (None, False, "", (), [], {})
+    }
+    return {"source": source, **told}
 
 
 def _carry_journal(output_dir: Path, staging: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,8 @@ def make_manifest(
 ) -> dict[str, Any]:
     """Returns the manifest: the request, the tools, each stage's artifact, and every file's sha256.
 
-    `files` is the directory with all files but manifest.json and DEPLOY.md in it.
+    `files` is the directory with all files but manifest.json and DEPLOY.md in it. Whatever depends
+    on when and where it ran is in the section `run`; the rest is the same in every run.
     """
     return {
         "generator": GENERATOR,
@@ -46,14 +48,23 @@ def make_manifest(
         "tools": _tool_versions(),
         "inputs": list(inputs),
         "outputs": list(outputs),
-        "artifacts": [artifact.to_dict() for artifact in artifacts],
+        "artifacts": [_lasting(artifact) for artifact in artifacts],
         "placement": placement(artifacts),
-        "latency": list(latency),
-        "places": [],  # what ran elsewhere: running.py adds to it
         **facts,
-        "warnings": list(warnings),
+        "run": {
+            "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": [artifact.seconds for artifact in artifacts],
+            "latency": list(latency),
+            "places": [],  # what ran elsewhere: running.py adds to it
+            "warnings": list(warnings),
+        },
         "files": {file.name: _file_entry(file) for file in sorted(files.iterdir())},
     }
+
+
+def _lasting(artifact: Artifact) -> dict[str, Any]:
+    """Returns the artifact without the seconds that it took."""
+    return {key: value for key, value in artifact.to_dict().items() if key != "seconds"}
 
 
 def placement(artifacts: Sequence[Artifact]) -> dict[str, dict[str, int]]:
@@ -137,8 +148,8 @@ def summary_lines(manifest: Mapping[str, Any]) -> list[str]:
         if counts:
             lines.append(f"rewrites: {', '.join(counts)}")
         lines.extend(f"note: {note}" for note in artifact["notes"])
-    lines.extend(latency_line(row, manifest) for row in manifest["latency"])
-    lines.extend(f"warning: {warning}" for warning in manifest["warnings"])
+    lines.extend(latency_line(row, manifest) for row in manifest["run"]["latency"])
+    lines.extend(f"warning: {warning}" for warning in manifest["run"]["warnings"])
     return lines
 
 

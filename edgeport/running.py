@@ -52,11 +52,11 @@ class PlaceRun:
         }
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path, *, checked: bool = True) -> dict[str, Any]:
     """Returns the manifest of an export's directory.
 
-    Raises InputError where there is none, it is not edgeport's, or a file is missing or was changed
-    since.
+    Raises InputError where there is none, or it is not edgeport's; and, if `checked`, where a file
+    is missing or was changed since.
     """
     path = directory / MANIFEST
     try:
@@ -73,13 +73,18 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{path} has schema {manifest.get('schema_version')}, this edgeport reads"
             f" {SCHEMA_VERSION}: export it again"
         )
+    if checked:
+        _check_files(directory, manifest)
+    return manifest
+
+
+def _check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
     for name, entry in manifest["files"].items():
         file = directory / name
         if not file.is_file():
             raise InputError(f"{directory}: {name} is missing; export it again")
         if name != JOURNAL and file_sha256(file) != entry["sha256"]:
             raise InputError(f"{directory}: {name} was changed since it was written; export again")
-    return manifest
 
 
 def run_at(
@@ -194,6 +199,10 @@ def _open_journal(directory: Path, manifest: dict[str, Any]) -> None:
 def _record(directory: Path, manifest: dict[str, Any], run: PlaceRun) -> None:
     """Puts the run into the manifest, in place of an earlier one of the same place and runtime."""
     key = (run.place, run.artifact.runtime)
-    kept = [one for one in manifest["places"] if (one["place"], one["artifact"]["runtime"]) != key]
-    manifest["places"] = [*kept, plain(run.to_dict())]
+    kept = [
+        one
+        for one in manifest["run"]["places"]
+        if (one["place"], one["artifact"]["runtime"]) != key
+    ]
+    manifest["run"]["places"] = [*kept, plain(run.to_dict())]
     write_manifest(directory, manifest)

@@ -67,7 +67,7 @@ def test_files_and_their_hashes(padre: Export) -> None:
 def test_the_manifest(padre: Export) -> None:
     manifest = padre.manifest
     assert manifest["generator"] == "edgeport"
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["source"]["variant"] == "padre3"
     assert manifest["source"]["options"]["dim"] == 32
     assert manifest["options"]["precision"] == "w8a16"

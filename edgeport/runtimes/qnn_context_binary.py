@@ -7,6 +7,7 @@ process: they can abort, hang, or take all memory. This module is that child's.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,8 +44,12 @@ def compile_model(request: CompileRequest) -> dict[str, Any]:
         "ep.context_file_path": str(wrapper),
         "ep.context_embed_mode": "0",
     }
+    # The graph's name inside the binary is a hash of the path that onnxruntime is given: a bare
+    # name gives the same bytes wherever the file lies.
+    model = Path(request.model)
+    os.chdir(model.parent)
     try:
-        session = session_here(request.model, provider, {**record, **entries})
+        session = session_here(model.name, provider, {**record, **entries})
     except Exception as error:  # onnxruntime's binding raises a class per status code
         if "MEM_ALLOC" in str(error):
             raise MemoryError(str(error)) from error

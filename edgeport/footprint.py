@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,11 +39,12 @@ def shortened(digests: Mapping[str, str]) -> dict[str, str]:
 
     A manifest is published: where on this disk the files lie is nobody's business.
     """
-    parts = {path: Path(path).parts for path in digests}
+    absolute = {os.path.abspath(path): sha256 for path, sha256 in digests.items()}
+    parts = {path: Path(path).parts for path in absolute}
     length = 1
     while len({ends[-length:] for ends in parts.values()}) < len(parts):
         length += 1
-    return {"/".join(parts[path][-length:]): digests[path] for path in sorted(digests)}
+    return {"/".join(parts[path][-length:]): absolute[path] for path in sorted(absolute)}
 
 
 class SourceFiles:

@@ -6,6 +6,7 @@ work; every slow step goes through the cache; files reach the output directory i
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from edgeport.cache import Cache, default_root
 from edgeport.errors import InputError
 from edgeport.flow import Flow, Step
 from edgeport.places import JOURNAL, find_place
-from edgeport.plan import Options, make_plan
+from edgeport.plan import Options, Plan, make_plan
 from edgeport.private import scratch_directory
 from edgeport.running import read_manifest, run_at
 from edgeport.runtimes import RUNTIMES
@@ -94,7 +95,7 @@ def export(
         # Last: nothing else may run beside a measurement.
         flow.latency(comparisons.result(), captured)
         _carry_journal(plan.output_dir, staging)
-        manifest = {**flow.manifest(captured), "request": _request(source, options)}
+        manifest = {**flow.manifest(captured), "request": _request(plan, options)}
         report.write_files(staging, manifest)
     hits = [entry.hit for entry in flow.entries]
     artifacts = tuple(flow.artifacts)
@@ -105,17 +106,20 @@ def export(
     return Export(plan.output_dir, artifacts, manifest, len(hits), sum(hits))
 
 
-def _request(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what was asked for as `reproduce` asks for it again: plain values, defaults left out.
+def _request(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what was asked for as `reproduce` asks for it again: plain values, no defaults.
 
     Paths are as they were given.
     """
+    defaults = {name: one.default for name, one in inspect.signature(make_plan).parameters.items()}
     told = {
         key: str(value) if isinstance(value, Path) else plain(value)
         for key, value in options.items()
-        if value not in (None, False, "", (), [], {})
+        if key in defaults and value and value != defaults[key]
     }
-    return {"source": source, **told}
+    if plan.source.recipe is not None:
+        told["options"] = plain(plan.source.options)  # those that were left out have defaults
+    return {"source": plan.source.text, **{key: told[key] for key in sorted(told)}}
 
 
 def _carry_journal(output_dir: Path, staging: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +51,6 @@ def make_manifest(
         "placement": placement(artifacts),
         **facts,
         "run": {
-            "utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": [artifact.seconds for artifact in artifacts],
             "latency": list(latency),
             "places": [],  # what ran elsewhere: running.py adds to it

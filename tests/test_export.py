@@ -138,7 +138,7 @@ def test_deploy_names_what_a_developer_needs(padre: Export) -> None:
 @needs_compiler
 @padre_group
 def test_latency_is_compared_with_attention_on_this_machine(padre: Export) -> None:
-    rows = padre.manifest["latency"]
+    rows = padre.manifest["run"]["latency"]
     assert len(rows) == 2
     for row in rows:
         assert row["variant"]["provenance"] == row["baseline"]["provenance"] == "host"

@@ -64,7 +64,8 @@ class Runtime(Serialisable):
     device computes in where the precision is float; `runs_as` is the provenance of its numbers on
     this machine, None where nothing here runs it; `requires` are the modules that compile, and
     `runs_with` those of which one has to be there to run it. Without `default` it is made only when
-    it is asked for by name.
+    it is asked for by name. `packs` names the runtime whose files it puts into another form: then
+    those are what an export compiles it from.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Runtime(Serialisable):
     runs_with: tuple[str, ...]
     install: str
     default: bool = False
+    packs: str = ""
 
     @property
     def module(self) -> str:
@@ -123,6 +125,20 @@ RUNTIMES: dict[str, Runtime] = {
             runs_with=("onnxruntime_qnn",),
             install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
             default=True,
+        ),
+        Runtime(
+            name="precompiled_qnn_onnx",
+            files=("precompiled_qnn.onnx",),
+            compiles="quantized",
+            passes="npu",
+            precisions=(*PRECISIONS, "auto"),
+            computed="fp16",
+            runs_here="Qualcomm's HTP emulator (numerics only)",
+            runs_as="emulated",
+            requires=("onnxruntime_qnn",),
+            runs_with=("onnxruntime_qnn",),
+            install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
+            packs="qnn_context_binary",
         ),
     )
 }

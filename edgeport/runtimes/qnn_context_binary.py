@@ -205,13 +205,23 @@ def _adopt_binary(wrapper: Path) -> str:
     if not wrapper.is_file():
         raise StageFailed("lower", "the compiler reported success and wrote no context binary")
     model = onnx.load(wrapper, load_external_data=False)
-    contexts = [node for node in model.graph.node if node.op_type == "EPContext"]
-    if len(contexts) != 1:
-        raise StageFailed("lower", f"the graph was split into {len(contexts)} NPU graphs, not one")
-    attributes = {attribute.name: attribute for attribute in contexts[0].attribute}
+    attributes = context_attributes(model)
     written = attributes["ep_cache_context"].s.decode()
     wrapper.with_name(written).rename(wrapper.with_name(BINARY))
     attributes["ep_cache_context"].s = BINARY.encode()
     onnx.save(model, wrapper)
+    return compiled_with(attributes)
+
+
+def context_attributes(model: Any) -> dict[str, Any]:
+    """Returns the attributes of the one EPContext node of a wrapper, by name, to be changed."""
+    contexts = [node for node in model.graph.node if node.op_type == "EPContext"]
+    if len(contexts) != 1:
+        raise StageFailed("lower", f"the graph was split into {len(contexts)} NPU graphs, not one")
+    return {attribute.name: attribute for attribute in contexts[0].attribute}
+
+
+def compiled_with(attributes: Mapping[str, Any]) -> str:
+    """Returns the QAIRT version that a wrapper's attributes state."""
     version = attributes.get("ep_sdk_version")
     return version.s.decode() if version is not None else ""

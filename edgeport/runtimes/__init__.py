@@ -140,6 +140,19 @@ RUNTIMES: dict[str, Runtime] = {
             install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
             packs="qnn_context_binary",
         ),
+        Runtime(
+            name="qnn_dlc",
+            files=("model.dlc",),
+            compiles="quantized",
+            passes="npu",
+            precisions=(*PRECISIONS, "auto"),
+            computed="fp16",
+            runs_here="Qualcomm's HTP emulator (numerics only)",
+            runs_as="emulated",
+            requires=("onnxruntime_qnn",),
+            runs_with=("onnxruntime_qnn",),
+            install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
+        ),
     )
 }
 

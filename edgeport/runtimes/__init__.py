@@ -4,7 +4,8 @@ Each has one module of its own, `edgeport.runtimes.NAME`, with three functions t
 `edgeport.runtimes.lowering` calls in a child process, perhaps of another interpreter:
 
     compile_model(request: CompileRequest) -> dict   writes `files` into request.directory, and
-                                                     returns facts for the manifest, plain values
+                                                     returns facts for the manifest, plain values;
+                                                     "notes" are sentences, shown with the table
     load(directory: Path, device: dict) -> Session   whose run(feed) gives the outputs in order
     report_nodes(directory: Path) -> list[NodeReport]   where each operator runs, or []
 """
@@ -152,6 +153,19 @@ RUNTIMES: dict[str, Runtime] = {
             requires=("onnxruntime_qnn",),
             runs_with=("onnxruntime_qnn",),
             install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
+        ),
+        Runtime(
+            name="executorch",
+            files=("model.pte",),
+            compiles="rewritten",
+            passes="gpu",
+            precisions=("float", "w8a8", "w8-dynamic"),
+            computed="fp32",
+            runs_here="ExecuTorch's XNNPACK on this machine's CPU",
+            runs_as="host",
+            requires=("executorch", "torchao", "torch", "onnx"),
+            runs_with=("executorch",),
+            install='pip install "edgeport[executorch]"',
         ),
     )
 }

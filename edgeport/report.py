@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA_VERSION = 2
-_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-qnn")
+_TOOLS = (
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxsim",
+    "onnxruntime",
+    "onnxruntime-qnn",
+    "executorch",
+    "torchao",
+)
 
 
 def make_manifest(

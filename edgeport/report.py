@@ -14,6 +14,7 @@ import edgeport
 from edgeport.deploy import deploy_markdown
 from edgeport.fingerprint import file_sha256
 from edgeport.private import write_text_atomic
+from edgeport.runtimes import RUNTIMES
 from edgeport.staging import GENERATOR, MANIFEST
 from edgeport.types import UNITS, Artifact, Measurement
 
@@ -81,7 +82,8 @@ def placement(artifacts: Sequence[Artifact]) -> dict[str, dict[str, int]]:
     for artifact in artifacts:
         if artifact.nodes:
             units = Counter(node.unit for node in artifact.nodes)
-            shown = [unit for unit in UNITS if unit != "gpu" or units["gpu"]]
+            other = "npu" if RUNTIMES[artifact.runtime].passes == "gpu" else "gpu"
+            shown = [unit for unit in UNITS if unit != other or units[unit]]
             placed[artifact.runtime] = {str(unit): units[unit] for unit in shown}
     return placed
 
@@ -147,7 +149,8 @@ def summary_lines(manifest: Mapping[str, Any]) -> list[str]:
     lines = []
     for runtime, units in manifest["placement"].items():
         ops = "  ".join(f"{unit} {count} ops" for unit, count in units.items())
-        lines.append(f"{runtime}: {ops}")
+        how = " with its GPU delegate" if "gpu" in units else ""
+        lines.append(f"{runtime}{how}: {ops}")
     if "calibration" in manifest:
         used = f"{manifest['calibrated_on']}: " if "calibrated_on" in manifest else ""
         lines.append(f"calibrated on {used}{manifest['calibration']}")

@@ -423,9 +423,7 @@ class Handler(BaseHTTPRequestHandler):
         if words[0] not in self.hub.datasets:
             return None
         if words[1:] == ["download_data"]:
-            return pb.FileDownloadResponse(
-                url=pb.FileDownloadURL(url=url, filename="dataset.h5")
-            )
+            return pb.FileDownloadResponse(url=pb.FileDownloadURL(url=url, filename="dataset.h5"))
         dataset = pb.Dataset(dataset_id=words[0], name="dataset")
         dataset.expiration_time.FromSeconds(int(time.time()) + self.hub.faults.dataset_seconds)
         return dataset
@@ -471,7 +469,7 @@ def serving(folder: Path) -> Iterator[Hub]:
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
     threads = [
-        threading.Thread(target=server.serve_forever, daemon=True),
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True),
         threading.Thread(target=work, args=(hub,), daemon=True),
     ]
     for thread in threads:
@@ -496,5 +494,7 @@ def write_ini(file: Path, url: str, token: str = TOKEN) -> Path:
 
 
 def journal_of(directory: Path) -> list[dict[str, Any]]:
-    lines = (directory / "jobs.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    """Returns the whole lines of the journal; none where there is no journal yet."""
+    path = directory / "jobs.jsonl"
+    text = path.read_text() if path.is_file() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

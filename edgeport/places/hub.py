@@ -18,6 +18,7 @@ from edgeport.fingerprint import digest, file_sha256
 from edgeport.places import Job, Ran
 from edgeport.places.hub_client import (
     Account,
+    aloud,
     check_client,
     check_reachable,
     open_client,
@@ -71,10 +72,10 @@ class Hub:
 
     def run(self, job: Job) -> Ran:
         """Returns the phone's outputs and times; raises InputError and StageFailed."""
-        account = read_account()
+        account, progress = read_account(), aloud(job.progress)
         with open_client(account, job.workdir) as client:
             journal = Journal(job.journal, account.api_url)
-            jobs = Jobs(client, journal, job.limits.seconds, job.progress)
+            jobs = Jobs(client, journal, job.limits.seconds, progress)
             work = _Work(job, account, jobs, _find_phone(client, job.device.name))
             if not self.quantize:
                 return work.ran(work.taken())

@@ -13,10 +13,11 @@ import io
 import logging
 import os
 import socket
+import sys
 import tempfile
 import traceback
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,9 +142,17 @@ def open_client(account: Account, workdir: Path) -> Iterator[Any]:
         _redact(error, account.token)
         raise
     except Exception as error:  # the client's own, requests', botocore's and urllib3's classes
+        if not _from_client(error):
+            raise
         told = translated(error, account.api_url, account.web_url, account.file)
         _redact(told, account.token)
         raise told from (None if account.token in _chain_text(error) else error)
+
+
+def _from_client(error: BaseException) -> bool:
+    """Returns whether the error was raised below the client; others are bugs of our own."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(str(f.f_globals.get("__name__")).partition(".")[0] == "qai_hub" for f in frames)
 
 
 def _redact(error: EdgeportError, token: str) -> None:
@@ -154,6 +163,17 @@ def _redact(error: EdgeportError, token: str) -> None:
 def _chain_text(error: BaseException) -> str:
     """Returns what a traceback of the error would show, its causes included."""
     return "".join(traceback.format_exception(error))
+
+
+def aloud(progress: Callable[[str], None]) -> Callable[[str], None]:
+    """Returns `progress` so that it still reaches today's stdout where `open_client` holds it."""
+    stdout = sys.stdout
+
+    def tell(step: str) -> None:
+        with contextlib.redirect_stdout(stdout):
+            progress(step)
+
+    return tell
 
 
 @contextlib.contextmanager

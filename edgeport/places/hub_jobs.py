@@ -37,8 +37,8 @@ class Journal:
             except ValueError:  # the process was killed while it wrote
                 continue
             if isinstance(entry, dict) and entry.get("key") == self._full(key):
-                found = str(entry["id"])
-        return found
+                found = entry.get("id")
+        return None if found is None else str(found)
 
     def add(self, key: Key, identity: str, url: str = "") -> None:
         """Appends an id; it is on the disk when this returns."""
@@ -81,7 +81,7 @@ class Jobs:
 
     def uploaded(self, key: Key, get: Callable[[str], Any], upload: Callable[[], Any]) -> Any:
         """Returns the model or dataset of this key; uploads it where AI Hub has it no more."""
-        self.progress(f"AI Hub: {key['kind']}")
+        self.progress(f"AI Hub: upload of the {key['kind']}")
         known = self._known(key, get)
         if known is not None and not getattr(known, "is_expired", lambda: False)():
             return known

@@ -138,8 +138,18 @@ def summary_lines(manifest: Mapping[str, Any]) -> list[str]:
             lines.append(f"rewrites: {', '.join(counts)}")
         lines.extend(f"note: {note}" for note in artifact["notes"])
     lines.extend(latency_line(row, manifest) for row in manifest["latency"])
+    for run in manifest["places"]:
+        lines.extend(place_lines(run))
     lines.extend(f"warning: {warning}" for warning in manifest["warnings"])
     return lines
+
+
+def place_lines(run: Mapping[str, Any]) -> list[str]:
+    """Returns what a place measured, and its notes, from the manifest's entry of the run."""
+    where = f"{run['artifact']['runtime']} on {run['place']}"
+    measured = [Measurement.from_dict(one) for one in run["measurements"]]
+    notes = [f"note: {note}" for note in run["notes"]]
+    return [*(f"{where}: {measurement_text(one)}" for one in measured), *notes]
 
 
 def latency_line(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:

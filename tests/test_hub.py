@@ -17,14 +17,15 @@ from edgeport.errors import InputError, StageFailed
 from edgeport.fingerprint import file_sha256
 from edgeport.parity import compared
 from edgeport.places import Job, find_place
+from edgeport.report import place_lines
 from edgeport.running import read_manifest, run_at
 from edgeport.runtimes.samples import load_samples
 
 pytest.importorskip("qai_hub", reason="needs hub: pip install qai-hub")
 pytest.importorskip("onnxruntime_qnn", reason="needs qnn: pip install onnxruntime-qnn")
 
-from hub_phone import Hub  # noqa: E402
-from hub_server import parity_here, run_on_hub  # noqa: E402
+from hub_phone import Hub
+from hub_server import parity_here, run_on_hub
 
 pytestmark = pytest.mark.xdist_group("hub")  # one export, one server
 
@@ -59,6 +60,9 @@ def test_measurements_and_placement(hub: Hub, export: Path) -> None:
     assert environment["job"] in hub.jobs and environment["url"].startswith(hub.url)
     assert len(found.artifact.nodes) == len(result.layer_details)
     assert any("npu 6, gpu 0, cpu 5 layers" in note for note in found.notes)
+    shown = "\n".join(place_lines(found.to_dict()))
+    assert "onnx on hub: latency_ms" in shown and "(host, 24 samples)" in shown
+    assert shown.count("note: onnx:") == 2
 
 
 def test_another_inputs_answer_fails(hub: Hub, export: Path) -> None:

@@ -19,8 +19,8 @@ from edgeport.running import read_manifest
 pytest.importorskip("qai_hub", reason="needs hub: pip install qai-hub")
 pytest.importorskip("onnxruntime_qnn", reason="needs qnn: pip install onnxruntime-qnn")
 
-from hub_phone import Hub  # noqa: E402
-from hub_server import TOKEN, journal_of, parity_here, run_on_hub, write_ini  # noqa: E402
+from hub_phone import Hub
+from hub_server import TOKEN, journal_of, parity_here, run_on_hub, write_ini
 
 pytestmark = pytest.mark.xdist_group("hub")  # one export, one server
 
@@ -133,7 +133,7 @@ def test_a_connection_that_keeps_dropping(hub: Hub, export: Path, impatient: Non
         ("POST models", 413, StageFailed, r"too large for AI Hub"),
         ("GET frameworks", 426, InputError, r"pip install --upgrade qai-hub"),
         ("POST jobs", 404, InputError, r"does not have what was asked for: why not"),
-        ("POST jobs", 400, StageFailed, r"qai-hub: UserError: why not"),
+        ("POST jobs", 400, StageFailed, r"AI Hub refuses the request: why not"),
     ],
 )
 def test_statuses_in_words(

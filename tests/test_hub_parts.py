@@ -12,15 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import Command, check_refusal
+from support import LIMITS, Command, check_refusal
 
 from edgeport.errors import InputError, StageFailed
 from edgeport.places import find_place
-from edgeport.places.hub_client import read_account
+from edgeport.places.hub_client import check_reachable, read_account
 from edgeport.places.hub_failures import job_failure
 from edgeport.places.hub_jobs import Journal
 from edgeport.places.hub_profile import measurements, placement, placement_note
 from edgeport.places.hub_tensors import as_entries, as_samples
+from edgeport.running import run_at
 
 pytest.importorskip("qai_hub", reason="needs hub: pip install qai-hub")
 
@@ -32,6 +33,12 @@ from hub_server import write_ini
 def refused(run_cli: Command, export: Path, words: str, **environment: str) -> None:
     done = run_cli("run", export, "--on", "hub", **environment)
     check_refusal(done.returncode, done.stdout, done.stderr, words)
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -104,14 +111,40 @@ def test_a_bad_ini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, w
 
 
 def test_a_dead_server_is_told_at_once(export: Path, tmp_path: Path, run_cli: Command) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = closed_port()
     ini = write_ini(tmp_path / "dead.ini", f"http://127.0.0.1:{port}")
     started = time.monotonic()
     words = rf"AI Hub does not answer at 127\.0\.0\.1:{port} \(connection refused\)"
     refused(run_cli, export, words, QAIHUB_CLIENT_INI=str(ini))
     assert time.monotonic() - started < 20  # the client's own retries take 48 s
+
+
+def test_a_server_that_dies_under_way(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    ini = write_ini(tmp_path / "dead.ini", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("QAIHUB_CLIENT_INI", str(ini))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    place = find_place("hub")
+    monkeypatch.setattr(type(place), "check", lambda self, runtimes: None)  # it was alive then
+    words = r"the connection to http://127\.\S+ broke \(connection refused\): the same command"
+    with pytest.raises(StageFailed, match=words):
+        run_at(export, place, ["onnx"], limits=LIMITS)
+
+
+def test_a_proxy_is_what_has_to_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a proxy AI Hub's own address does not answer, and that is no error."""
+    ini = write_ini(tmp_path / "far.ini", "http://192.0.2.1")  # TEST-NET-1: nobody's address
+    monkeypatch.setenv("QAIHUB_CLIENT_INI", str(ini))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        check_reachable(read_account())
+    with pytest.raises(
+        InputError, match=r"does not answer at 127\.0\.0\.1:\d+ "
+    ):
+        check_reachable(read_account())
 
 
 def test_what_ai_hub_does_not_run() -> None:

@@ -69,12 +69,10 @@ def run(
         return
     from rich.console import Console
 
-    from edgeport.report import measurement_text, stage_table
+    from edgeport.report import place_lines, stage_table
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(stage_table([one.artifact for one in runs]))
     for one in runs:
-        for measured in one.measurements:
-            click.echo(f"{one.artifact.runtime} on {one.place}: {measurement_text(measured)}")
-        for note in one.notes:
-            click.echo(f"note: {note}")
+        for line in place_lines(one.to_dict()):
+            click.echo(line)

@@ -80,7 +80,7 @@ def read_account() -> Account:
         raise InputError(f"{file} is no readable ini file: {_CONFIGURE} writes it anew") from None
     for key in ("api_url", "web_url", "api_token"):
         if not section.get(key, "").strip():
-            raise InputError(f"{file} has no {key} under [api]: {_CONFIGURE} writes it; {_WITHOUT}")
+            raise InputError(f"{file} has no {key} under [api]: {_CONFIGURE} writes it anew")
     api_url = section["api_url"].strip()
     if not _is_url(api_url):
         raise InputError(f"{file}: api_url is no http(s) URL: {_CONFIGURE} writes it")

@@ -43,6 +43,7 @@ _JOB_FIXES: tuple[tuple[str, str], ...] = (
 )
 
 _STATUS: dict[int, tuple[type[InputError] | type[StageFailed], str]] = {
+    400: (StageFailed, "AI Hub refuses the request: {text}"),
     401: (
         InputError,
         "AI Hub does not take the token in {file}: `qai-hub configure --api_token TOKEN` writes the"

@@ -141,9 +141,7 @@ def test_a_proxy_is_what_has_to_answer(tmp_path: Path, monkeypatch: pytest.Monke
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         check_reachable(read_account())
-    with pytest.raises(
-        InputError, match=r"does not answer at 127\.0\.0\.1:\d+ "
-    ):
+    with pytest.raises(InputError, match=r"does not answer at 127\.0\.0\.1:\d+ "):
         check_reachable(read_account())
 
 

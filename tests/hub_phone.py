@@ -30,6 +30,7 @@ from qai_hub.util.dataset_entries_converters import dataset_entries_to_h5, h5_to
 from edgeport.devices import find_device
 from edgeport.quantize.apply import quantize_file
 from edgeport.quantize.config import CONFIGS
+from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.lowering import compile_for, run_compiled
 from edgeport.runtimes.onnx import Session
 from edgeport.runtimes.samples import save_samples
@@ -198,19 +199,20 @@ def _infer(hub: Hub, identity: str, job: pb.InferenceJob, folder: Path) -> None:
     times: list[int] = []
     if model.model_type == pb.MODEL_TYPE_ONNX:
         path = _onnx_file(hub, job.model.model_id, folder)
-        if list(path.parent.glob("*.bin")):
+        if any(node.op_type == "EPContext" for node in _nodes(path)):
             names, outputs = _run_context(path, samples)
         else:
             names, outputs, times = _run_onnx(path, samples)
-    else:
+    elif model.model_type == pb.MODEL_TYPE_QNN_CONTEXT_BINARY:
         names, outputs = _run_binary(hub, job.model.model_id, samples, folder)
+    else:
+        names, outputs = _run_file(hub, model, samples, folder)
     if hub.faults.renamed_outputs:
         names = [f"out_{index}" for index, _ in enumerate(names)]
     entries = {name: [one[f"output_{i}"] for one in outputs] for i, name in enumerate(names)}
     dataset = hub.name("d")
     hub.datasets[dataset] = _h5(entries)
-    nodes = onnx.load(path, load_external_data=False).graph.node if times else ()
-    detail = _profile(times, [(node.name, node.op_type) for node in nodes])
+    detail = _profile(times, [(n.name, n.op_type) for n in _nodes(path)] if times else [])
     result = pb.InferenceJobResult(output_dataset_id=dataset, detail=detail)
     hub.results[identity] = pb.JobResult(inference_job_result=result)
 
@@ -241,12 +243,29 @@ def _run_binary(
 
 def _run_context(wrapper: Path, samples: list[Any]) -> tuple[list[str], list[Any]]:
     """Runs a context binary in the emulator, whose times mean nothing: none is given."""
-    folder = wrapper.parent
+    (named := wrapper.with_name("model_ctx.onnx")).write_bytes(wrapper.read_bytes())
+    outputs = _run_compiled("qnn_context_binary", named.parent, samples)
+    return [one.name for one in onnx.load(wrapper).graph.output], outputs
+
+
+def _run_file(
+    hub: Hub, model: pb.Model, samples: list[Any], folder: Path
+) -> tuple[list[str], list[Any]]:
+    """Runs a .tflite or .dlc file; the outputs have names of the phone's own."""
+    runtime = {pb.MODEL_TYPE_TFLITE: "tflite", pb.MODEL_TYPE_QNN_DLC: "qnn_dlc"}[model.model_type]
+    (folder / RUNTIMES[runtime].files[0]).write_bytes(hub.files[model.model_id])
+    outputs = _run_compiled(runtime, folder, samples)
+    return [f"{index}:0" for index, _ in enumerate(outputs[0])], outputs
+
+
+def _run_compiled(runtime: str, folder: Path, samples: list[Any]) -> list[Any]:
     save_samples(folder / "inputs.npz", samples)
-    outputs = run_compiled(
-        "qnn_context_binary", folder, folder, folder / "inputs.npz", find_device("s24"), LIMITS
-    )
-    return [one.name for one in onnx.load(wrapper).graph.output], list(outputs)
+    phone = find_device("s24")
+    return list(run_compiled(runtime, folder, folder, folder / "inputs.npz", phone, LIMITS))
+
+
+def _nodes(path: Path) -> Any:
+    return onnx.load(path, load_external_data=False).graph.node
 
 
 def _profile(times: list[int], layers: list[tuple[str, str]]) -> pb.ProfileDetail:

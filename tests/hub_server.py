@@ -25,6 +25,7 @@ from edgeport.runtimes.worker import Limits
 
 TOKEN = "secret-of-the-test-4711"
 PHONE = "Samsung Galaxy S24"
+FRAMEWORKS = ("framework:onnx", "framework:qnn", "framework:tflite")
 PROTOBUF = "application/x-protobuf"
 
 
@@ -116,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
             pb.Device(
                 name=name,
                 os="14",
-                attributes=["os:android", f"chipset:{chip}", "framework:onnx", "framework:qnn"],
+                attributes=["os:android", f"chipset:{chip}", *FRAMEWORKS],
             )
             for name, chip in (
                 (PHONE, "qualcomm-snapdragon-8gen3"),

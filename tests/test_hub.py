@@ -19,6 +19,7 @@ from edgeport.parity import compared
 from edgeport.places import Job, find_place
 from edgeport.report import place_lines
 from edgeport.running import read_manifest, run_at
+from edgeport.runtimes import find_runtime
 from edgeport.runtimes.samples import load_samples
 
 pytest.importorskip("qai_hub", reason="needs hub: pip install qai-hub")
@@ -185,3 +186,29 @@ def test_progress_is_heard(hub: Hub, export: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert "onnx on hub" in printed and "AI Hub: upload of the model" in printed
     assert "Scheduled" not in printed and "Uploading" not in printed  # the client's own
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    ["qnn_dlc", "precompiled_qnn_onnx", pytest.param("tflite", marks=pytest.mark.slow)],
+)
+def test_what_was_compiled_here_runs_there_as_it_is(
+    hub: Hub, hub_made: Path, tmp_path: Path, runtime: str
+) -> None:
+    try:
+        known = find_runtime(runtime)
+    except InputError as missing:
+        pytest.skip(f"needs {runtime}: {missing}")
+    made = edgeport.export(
+        str(hub_made.parent / "net.onnx"),
+        device="s24",
+        precision="w8a8",
+        calib_samples=4,
+        target_runtimes=[runtime],
+        output_dir=tmp_path / "other",
+    )
+    (found,) = run_on_hub(made.directory)
+    assert list(found.artifact.parity[0].samples) == parity_here(made.directory, runtime)
+    uploaded = [hashlib.sha256(content).hexdigest() for content in hub.files.values()]
+    assert uploaded == [file_sha256(made.directory / known.files[0])]
+    assert hub.submitted("compile") == 0

@@ -156,6 +156,8 @@ class _Work:
         environment = {**_described(done), "runtime": runtime, "job": done.job_id, "url": done.url}
         notes = [f"{runtime}: job {done.job_id} of {done.date:%Y-%m-%d %H:%M}, {done.url}"]
         notes += [f"{runtime}: {placement_note(nodes)}"] if nodes else []
+        if made.identity.startswith("job "):
+            notes.append(f"{runtime}: what ran is AI Hub's own compilation: {done.model.url}")
         return Ran(
             as_samples(entries, graph_outputs(job.model)),
             provenance,

@@ -63,7 +63,7 @@ def test_measurements_and_placement(hub: Hub, export: Path) -> None:
     assert any("npu 6, gpu 0, cpu 5 layers" in note for note in found.notes)
     shown = "\n".join(place_lines(found.to_dict()))
     assert "onnx on hub: latency_ms" in shown and "(host, 24 samples)" in shown
-    assert shown.count("note: onnx:") == 2
+    assert f"note: onnx: what ran is AI Hub's own compilation: {hub.url}/models/m" in shown
 
 
 def test_another_inputs_answer_fails(hub: Hub, export: Path) -> None:
@@ -190,7 +190,11 @@ def test_progress_is_heard(hub: Hub, export: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     "runtime",
-    ["qnn_dlc", "precompiled_qnn_onnx", pytest.param("tflite", marks=pytest.mark.slow)],
+    [
+        "precompiled_qnn_onnx",
+        pytest.param("qnn_dlc", marks=pytest.mark.slow),
+        pytest.param("tflite", marks=pytest.mark.slow),
+    ],
 )
 def test_what_was_compiled_here_runs_there_as_it_is(
     hub: Hub, hub_made: Path, tmp_path: Path, runtime: str

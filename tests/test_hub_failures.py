@@ -131,6 +131,7 @@ def test_a_connection_that_keeps_dropping(hub: Hub, export: Path, impatient: Non
         ("POST jobs", 403, InputError, r"does not allow this \(403: why not\).*quota"),
         ("POST jobs", 429, StageFailed, r"takes no more jobs at the moment \(why not\)"),
         ("POST models", 413, StageFailed, r"too large for AI Hub"),
+        ("GET frameworks", 200, InputError, r"what answers at http://127\S+ is not AI Hub"),
         ("GET frameworks", 426, InputError, r"pip install --upgrade qai-hub"),
         ("POST jobs", 404, InputError, r"does not have what was asked for: why not"),
         ("POST jobs", 400, StageFailed, r"AI Hub refuses the request: why not"),

@@ -97,6 +97,7 @@ def test_no_account(export: Path, tmp_path: Path, run_cli: Command) -> None:
         ("[api]\napi_url = http://x\nweb_url = http://x\napi_token =\n", "has no api_token"),
         ("[other]\n", "has no api_url"),
         ("[api]\napi_url = nowhere\nweb_url = x\napi_token = secret-4711\n", "no http"),
+        ("[api]\napi_url = http://a:secret-4711@x\nweb_url = x\napi_token = a\n", "no http"),
         ("[api]\napi_url = http://x:y\nweb_url = x\napi_token = secret-4711\n", "no http"),
         ("[api]\napi_token = %secret-4711\n", "is no readable ini file"),
     ],

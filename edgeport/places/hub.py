@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,9 @@ def _find_phone(client: Any, name: str) -> Any:
     import qai_hub
 
     if not client.get_devices(name=name):
-        known = sorted({device.name for device in client.get_devices()})
-        raise UnknownName("AI Hub device", name, known)
+        unknown = UnknownName("AI Hub device", name, {one.name for one in client.get_devices()})
+        unknown.add_note("qai-hub list-devices shows them with their systems")
+        raise unknown
     return qai_hub.Device(name=name)
 
 
@@ -154,6 +156,7 @@ class _Work:
         provenance = provenance_of(self.account.host)
         nodes = placement(profile)
         environment = {**_described(done), "runtime": runtime, "job": done.job_id, "url": done.url}
+        environment["client"] = f"qai-hub {metadata.version('qai-hub')}"
         notes = [f"{runtime}: job {done.job_id} of {done.date:%Y-%m-%d %H:%M}, {done.url}"]
         notes += [f"{runtime}: {placement_note(nodes)}"] if nodes else []
         if made.identity.startswith("job "):

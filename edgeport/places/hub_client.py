@@ -91,7 +91,9 @@ def read_account() -> Account:
 def _is_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        # A user's name or password there would get into the journal.
+        bare = bool(parts.hostname) and parts.username is None and parts.port != 0
+        return parts.scheme in ("http", "https") and bare
     except ValueError:  # a port that is no number
         return False
 

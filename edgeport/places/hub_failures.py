@@ -69,6 +69,8 @@ def translated(error: Exception, api_url: str, web_url: str, file: Path) -> Edge
         kind, sentence = _STATUS[status]
         words = sentence.format(file=file, web=web, text=text, resumes=RESUMES)
         return InputError(words) if kind is InputError else StageFailed(STAGE, words)
+    if status is not None and status < 400:  # a page of a proxy, or of another service
+        return InputError(f"what answers at {api_url} is not AI Hub: check api_url in {file}")
     if status is not None and status >= 500:
         words = f"AI Hub fails itself ({status} at {api_url}): later, {RESUMES}"
         return StageFailed(STAGE, words)

@@ -25,7 +25,7 @@ from edgeport.runtimes.samples import load_samples
 pytest.importorskip("qai_hub", reason="needs hub: pip install qai-hub")
 pytest.importorskip("onnxruntime_qnn", reason="needs qnn: pip install onnxruntime-qnn")
 
-from hub_phone import Hub
+from hub_phone import Hub, samples_of  # noqa: E402
 from hub_server import parity_here, run_on_hub
 
 pytestmark = pytest.mark.xdist_group("hub")  # one export, one server
@@ -42,6 +42,15 @@ def test_the_whole_path(hub: Hub, export: Path) -> None:
     assert {file_sha256(export / name) for name in ("quantized.onnx", "model.bin")} <= uploaded
     recorded = read_manifest(export)["places"]
     assert recorded == [json.loads(json.dumps(one.to_dict())) for one in runs]
+    (dataset,) = {job.inference_job.dataset.dataset_id for job in hub.jobs.values()} - {""}
+    sent, ours = samples_of(hub.datasets[dataset]), load_samples(export / "parity_inputs.npz")
+    assert [one["image"].tolist() for one in sent] == [one["image"].tolist() for one in ours]
+
+
+def test_loopback_is_never_a_device(hub: Hub, export: Path) -> None:
+    for one in run_on_hub(export, "hub", "onnx"):
+        numbers = [*one.measurements, *one.artifact.parity]
+        assert {number.provenance for number in numbers} == {"host"}
 
 
 def test_measurements_and_placement(hub: Hub, export: Path) -> None:
@@ -122,12 +131,15 @@ def test_what_ai_hub_cannot_quantize(hub: Hub, export: Path) -> None:
 
 
 def test_export_and_run_there_in_one_command(hub: Hub, hub_made: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(3).standard_normal((6, 3, 16, 16)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+
     def export_there() -> edgeport.Export:
         return edgeport.export(
             str(hub_made.parent / "net.onnx"),
             device="s24",
             precision="w8a8",
-            calib_samples=4,
+            calib_data=tmp_path / "images.npy",
             target_runtimes=["onnx"],
             output_dir=tmp_path / "new",
             on="hub:quantize",
@@ -135,7 +147,11 @@ def test_export_and_run_there_in_one_command(hub: Hub, hub_made: Path, tmp_path:
 
     (place,) = export_there().manifest["places"]
     assert place["place"] == "hub:quantize"
-    assert place["artifact"]["parity"][0]["value"] > 30
+    assert place["artifact"]["parity"][0]["samples"] == parity_here(tmp_path / "new", "onnx")
+    (job,) = (one.quantize_job for one in hub.jobs.values() if one.HasField("quantize_job"))
+    sent = samples_of(hub.datasets[job.calibration_dataset.dataset_id])
+    # All but the first, which is compared on.
+    np.testing.assert_array_equal(np.concatenate([one["image"] for one in sent]), images[1:])
     export_there()
     assert hub.submitted("inference") == 1  # the journal lived on through the second export
 

@@ -25,6 +25,12 @@ from hub_server import TOKEN, journal_of, parity_here, run_on_hub, write_ini
 pytestmark = pytest.mark.xdist_group("hub")  # one export, one server
 
 
+def forget(export: Path, kind: str) -> None:
+    """Takes what is of this kind out of the journal."""
+    lines = [line for line in journal_of(export) if line["key"]["kind"] != kind]
+    (export / "jobs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
 def test_a_second_command_takes_everything_up_again(hub: Hub, export: Path) -> None:
     first = run_on_hub(export)
     seen = dict(hub.seen)
@@ -59,15 +65,17 @@ def test_kill_9_in_a_slow_job_then_resume(hub: Hub, export: Path, end: str) -> N
 
 
 def test_a_slow_job_is_waited_for_no_longer_than_asked(hub: Hub, export: Path) -> None:
+    run_on_hub(export, "hub", "onnx")
+    forget(export, "inference")
     hub.faults.hold["inference"] = threading.Event()
     with pytest.raises(StageFailed) as failed:
         run_on_hub(export, "hub", "onnx", seconds=1.5)
-    (identity,) = (name for name, job in hub.jobs.items() if job.HasField("inference_job"))
+    identity = list(hub.jobs)[-1]
     assert f"inference job {identity} is not finished after 1.5 s (--timeout)" in str(failed.value)
     assert f"{hub.url}/jobs/{identity}/" in str(failed.value)
     hub.faults.hold["inference"].set()
     run_on_hub(export, "hub", "onnx")
-    assert hub.submitted("inference") == 1
+    assert hub.submitted("inference") == 2
 
 
 def test_a_job_that_failed_is_told_and_submitted_again(hub: Hub, export: Path) -> None:
@@ -96,8 +104,7 @@ def test_ids_of_another_account_are_submitted_again(hub: Hub, export: Path) -> N
 def test_an_expired_dataset_is_uploaded_again(hub: Hub, export: Path) -> None:
     run_on_hub(export, "hub", "onnx")
     hub.faults.dataset_seconds = -60
-    lines = [line for line in journal_of(export) if line["key"]["kind"] != "inference"]
-    (export / "jobs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    forget(export, "inference")
     uploads = hub.seen["POST datasets"]
     with pytest.raises(StageFailed, match="is expired"):  # they expire at once there
         run_on_hub(export, "hub", "onnx")
@@ -113,11 +120,22 @@ def test_a_connection_that_drops_in_an_upload_is_tried_again(
     assert hub.seen["PUT files/models"] == 2
 
 
-def test_a_connection_that_keeps_dropping(hub: Hub, export: Path, impatient: None) -> None:
+def test_a_connection_that_keeps_dropping(
+    hub: Hub,
+    export: Path,
+    tmp_path: Path,
+    impatient: None,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     hub.faults.cut_uploads = 99
     with pytest.raises(StageFailed, match=r"the connection to http://127.* broke .*takes the jobs"):
         run_on_hub(export, "hub", "onnx")
     assert not hub.jobs
+    assert capfd.readouterr() == ("", "")  # neither the client's empty lines nor urllib3's warnings
+    assert list(temporary.iterdir()) == []  # nor its copies of what it sent
     hub.faults.cut_uploads = 0
     run_on_hub(export, "hub", "onnx")
 
@@ -150,6 +168,17 @@ def test_statuses_in_words(
     with pytest.raises(kind, match=words) as failed:
         run_on_hub(export, "hub", "onnx")
     assert "\n" not in str(failed.value)
+
+
+def test_too_many_jobs_are_not_waited_for(hub: Hub, export: Path, impatient: None) -> None:
+    """The client's own waiting, of ten minutes, prints and cannot be interrupted by --timeout."""
+    run_on_hub(export, "hub", "onnx")
+    forget(export, "inference")
+    hub.faults.status["POST jobs"] = (429, "ten jobs at most")
+    with pytest.raises(
+        StageFailed, match=r"no more jobs at the moment \(ten jobs at most\): later"
+    ):
+        run_on_hub(export, "hub", "onnx")
 
 
 def test_a_wrong_token(hub: Hub, export: Path, tmp_path: Path) -> None:

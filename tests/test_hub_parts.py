@@ -56,6 +56,7 @@ def test_a_torn_line_does_not_swallow_the_next(tmp_path: Path) -> None:
     journal = Journal(path, "https://hub")
     assert journal.find({"kind": "compile"}) is None
     journal.add({"kind": "compile"}, "j1")
+    assert journal.find({"kind": "compile"}) == "j1"
     journal.add({"kind": "compile"}, "j2")
     assert journal.find({"kind": "compile"}) == "j2"
     assert Journal(path, "https://other").find({"kind": "compile"}) is None

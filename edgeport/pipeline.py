@@ -100,7 +100,13 @@ def export(
     hits = [entry.hit for entry in flow.entries]
     artifacts = tuple(flow.artifacts)
     if place is not None:
-        runs = run_at(plan.output_dir, place, limits=plan.limits, progress=progress)
+        runs = run_at(
+            plan.output_dir,
+            place,
+            limits=plan.limits,
+            calib_data=plan.calibration_data,
+            progress=progress,
+        )
         artifacts += tuple(run.artifact for run in runs)
         manifest = read_manifest(plan.output_dir)
     return Export(plan.output_dir, artifacts, manifest, len(hits), sum(hits))

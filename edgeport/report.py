@@ -159,9 +159,20 @@ def summary_lines(manifest: Mapping[str, Any]) -> list[str]:
         if counts:
             lines.append(f"rewrites: {', '.join(counts)}")
         lines.extend(f"note: {note}" for note in artifact["notes"])
-    lines.extend(latency_line(row, manifest) for row in manifest["run"]["latency"])
-    lines.extend(f"warning: {warning}" for warning in manifest["run"]["warnings"])
+    run = manifest["run"]
+    lines.extend(latency_line(row, manifest) for row in run["latency"])
+    for placed in run["places"]:
+        lines.extend(place_lines(placed))
+    lines.extend(f"warning: {warning}" for warning in run["warnings"])
     return lines
+
+
+def place_lines(run: Mapping[str, Any]) -> list[str]:
+    """Returns what a place measured, and its notes, from the manifest's entry of the run."""
+    where = f"{run['artifact']['runtime']} on {run['place']}"
+    measured = [Measurement.from_dict(one) for one in run["measurements"]]
+    notes = [f"note: {note}" for note in run["notes"]]
+    return [*(f"{where}: {measurement_text(one)}" for one in measured), *notes]
 
 
 def latency_line(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from edgeport.places import JOURNAL, Job, Place, Ran
 from edgeport.plan import CONVERTED, OPTIMIZED
 from edgeport.private import scratch_directory
 from edgeport.quantize.integer_io import decode_outputs, load_edges
+from edgeport.recalibration import write_calibration
 from edgeport.report import SCHEMA_VERSION, write_manifest
 from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.onnx import Session
@@ -94,11 +96,13 @@ def run_at(
     *,
     limits: Limits,
     keep: bool = False,
+    calib_data: Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[PlaceRun]:
     """Returns what each runtime's files gave at the place, and adds it to the export's manifest.
 
-    Without names, all runtimes that the export has. Raises InputError, StageFailed where parity
+    Without names, all runtimes that the export has. `calib_data` is what it was calibrated on, for
+    a place that quantizes by itself. Raises InputError, StageFailed where parity
     misses the recipe's tolerance, and RuntimeCrashed; runs that were finished before stay.
     """
     manifest = read_manifest(directory)
@@ -114,9 +118,12 @@ def run_at(
         progress(f"{name} on {place.text}")
         with scratch_directory() as workdir:
             job = _job(directory, manifest, name, limits, workdir)
-            job = replace(job, keep=keep, progress=progress)
+            feeds = partial(
+                write_calibration, directory, manifest, calib_data, workdir / "calibration.npz"
+            )
+            job = replace(job, keep=keep, progress=progress, calibration=feeds)
             ran = place.run(job)
-        found = _judged(directory, manifest, job, place.text, ran)
+            found = _judged(directory, manifest, job, place.text, ran)
         _record(directory, manifest, found)
         runs.append(found)
         least_db = manifest["options"]["tolerance_db"]
@@ -143,6 +150,7 @@ def _job(
         limits=limits,
         journal=directory / JOURNAL,
         workdir=workdir,
+        unquantized=directory / (CONVERTED if _converts(name) else OPTIMIZED),
     )
 
 
@@ -154,9 +162,12 @@ def _precision(text: str) -> Precision:
 
 def _compiled_from(directory: Path, manifest: Mapping[str, Any], name: str) -> Path:
     """Returns the ONNX file that the runtime's files were compiled from."""
-    rewritten = RUNTIMES[name].compiles == "rewritten"
-    names = (CONVERTED,) if rewritten else ("quantized.onnx", OPTIMIZED)
+    names = (CONVERTED,) if _converts(name) else ("quantized.onnx", OPTIMIZED)
     return directory / next(file for file in names if file in manifest["files"])
+
+
+def _converts(name: str) -> bool:
+    return RUNTIMES[name].compiles == "rewritten"
 
 
 def _inputs(directory: Path, manifest: Mapping[str, Any], name: str) -> Path:
@@ -168,13 +179,13 @@ def _judged(
     directory: Path, manifest: Mapping[str, Any], job: Job, place: str, ran: Ran
 ) -> PlaceRun:
     references = load_samples(directory / PARITY_OUTPUTS)
-    file = job.files[0]
+    file = ran.file or job.files[0]
     sha = file_sha256(file)
     parity = compared(references, _decoded(job.model, ran.outputs), ran.provenance, sha)
     computed = next(
         one["computed"] for one in reversed(manifest["artifacts"]) if one["runtime"] == job.runtime
     )
-    artifact = described(file, "run", computed, parity=parity, runtime=job.runtime)
+    artifact = described(file, "run", computed, nodes=ran.nodes, parity=parity, runtime=job.runtime)
     measured = tuple(replace(one, artifact_sha256=sha) for one in ran.measurements)
     return PlaceRun(place, artifact, measured, ran.notes)
 

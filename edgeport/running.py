@@ -115,7 +115,7 @@ def run_at(
         _record(directory, manifest, found)
         runs.append(found)
         least_db = manifest["options"]["tolerance_db"]
-        if least_db is not None:
+        if least_db is not None and found.artifact.parity:
             hold(found.artifact.parity, least_db, "run", f"{job.files[0].name} on {place.text}")
     return runs
 
@@ -162,16 +162,21 @@ def _inputs(directory: Path, manifest: Mapping[str, Any], name: str) -> Path:
 def _judged(
     directory: Path, manifest: Mapping[str, Any], job: Job, place: str, ran: Ran
 ) -> PlaceRun:
-    references = load_samples(directory / PARITY_OUTPUTS)
     file = job.files[0]
     sha = file_sha256(file)
-    parity = compared(references, _decoded(job.model, ran.outputs), ran.provenance, sha)
+    parity: tuple[Measurement, ...] = ()
+    notes = ran.notes
+    if ran.outputs is None:
+        notes = (*notes, f"{place} gives no outputs of {file.name}: its parity was not checked")
+    else:
+        references = load_samples(directory / PARITY_OUTPUTS)
+        parity = compared(references, _decoded(job.model, ran.outputs), ran.provenance, sha)
     computed = next(
         one["computed"] for one in reversed(manifest["artifacts"]) if one["runtime"] == job.runtime
     )
     artifact = described(file, "run", computed, parity=parity, runtime=job.runtime)
     measured = tuple(replace(one, artifact_sha256=sha) for one in ran.measurements)
-    return PlaceRun(place, artifact, measured, ran.notes)
+    return PlaceRun(place, artifact, measured, notes)
 
 
 def _decoded(model: Path, outputs: Sequence[Sample]) -> list[Sample]:

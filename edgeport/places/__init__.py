@@ -54,10 +54,11 @@ class Job:
 class Ran:
     """What a place gave: outputs ("output_0" ...) per sample, and what it measured.
 
+    `outputs` is None where the place runs the files and gives none back: then there is no parity.
     `notes` are sentences for the table.
     """
 
-    outputs: Sequence[Sample]
+    outputs: Sequence[Sample] | None
     provenance: Provenance
     measurements: tuple[Measurement, ...] = ()
     notes: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from edgeport.parity import compared, described, hold
 from edgeport.places import JOURNAL, Job, Place, Ran
 from edgeport.plan import CONVERTED, OPTIMIZED
 from edgeport.private import scratch_directory
-from edgeport.quantize.integer_io import decode_outputs, load_edges
+from edgeport.quantize.integer_io import Affine, decode_outputs
 from edgeport.report import SCHEMA_VERSION, write_manifest
 from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.onnx import Session
@@ -170,7 +170,7 @@ def _judged(
         notes = (*notes, f"{place} gives no outputs of {file.name}: its parity was not checked")
     else:
         references = load_samples(directory / PARITY_OUTPUTS)
-        parity = compared(references, _decoded(job.model, ran.outputs), ran.provenance, sha)
+        parity = compared(references, _decoded(manifest, job, ran.outputs), ran.provenance, sha)
     computed = next(
         one["computed"] for one in reversed(manifest["artifacts"]) if one["runtime"] == job.runtime
     )
@@ -179,12 +179,14 @@ def _judged(
     return PlaceRun(place, artifact, measured, notes)
 
 
-def _decoded(model: Path, outputs: Sequence[Sample]) -> list[Sample]:
+def _decoded(
+    manifest: Mapping[str, Any], job: Job, outputs: Sequence[Sample]
+) -> Sequence[Sample]:
     """Returns the outputs as real numbers: those of a graph with integer outputs are scaled."""
-    edges = load_edges(model)
-    if not edges:
-        return list(outputs)
-    names = Session(model).output_names()
+    if RUNTIMES[job.runtime].compiles != "quantized" or not manifest.get("integer_io"):
+        return outputs
+    edges = {name: Affine(**manifest["io_scales"][name]) for name in manifest["integer_io"]}
+    names = Session(job.model).output_names()
     return [named_outputs(decode_outputs(list(one.values()), names, edges)) for one in outputs]
 
 

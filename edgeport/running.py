@@ -179,9 +179,7 @@ def _judged(
     return PlaceRun(place, artifact, measured, notes)
 
 
-def _decoded(
-    manifest: Mapping[str, Any], job: Job, outputs: Sequence[Sample]
-) -> Sequence[Sample]:
+def _decoded(manifest: Mapping[str, Any], job: Job, outputs: Sequence[Sample]) -> Sequence[Sample]:
     """Returns the outputs as real numbers: those of a graph with integer outputs are scaled."""
     if RUNTIMES[job.runtime].compiles != "quantized" or not manifest.get("integer_io"):
         return outputs

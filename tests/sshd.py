@@ -92,7 +92,7 @@ def _configure(server: Server, settings: tuple[str, ...]) -> None:
         "KbdInteractiveAuthentication no",
         "UsePAM no",
         "StrictModes no",
-        f'SetEnv "TMPDIR={server.temporary}"',
+        f'SetEnv "TMPDIR={server.temporary}" "HOME={folder}"',  # nobody's .bashrc
     )
     (folder / "sshd_config").write_text("\n".join(sshd) + "\n")
     kind, key, *_ = (folder / "host_key.pub").read_text().split()

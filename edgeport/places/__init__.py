@@ -79,13 +79,13 @@ class Place(Protocol):
 
 
 # What a text begins with -> the module that has `open_place(text)`.
-_PLACES = {"local": "local", "hub": "hub", "ssh:": "ssh", "adb": "adb"}
+_PLACES = {"local": "local", "hub": "hub", "ssh": "ssh", "adb": "adb"}
 
 
 def find_place(text: str) -> Place:
     """Returns the place that `--on` names; raises InputError with those there are."""
-    for start, module in _PLACES.items():
-        if text == start or text.startswith(f"{start.rstrip(':')}:"):
+    for name, module in _PLACES.items():
+        if text == name or text.startswith((f"{name}:", f"{name}?")):
             opened: Place = importlib.import_module(f"{__name__}.{module}").open_place(text)
             return opened
     raise InputError(f"--on {text}: a place is local, hub, ssh://user@host or adb:SERIAL")

@@ -10,8 +10,6 @@ import json
 import re
 import secrets
 import signal
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,10 +21,12 @@ from edgeport.errors import InputError, RuntimeCrashed, StageFailed, UnknownName
 from edgeport.fingerprint import file_sha256
 from edgeport.measure import summarise, to_measurement
 from edgeport.places import Job, Ran, runner
+from edgeport.places.keeper import Ended
 from edgeport.places.same_machine import provenance_of
 from edgeport.runtimes.samples import load_samples
 from edgeport.types import Measurement, Provenance
 
+PYTHON = "python3"
 WARMUP_SECONDS = 3.0  # at most: it ends earlier where the median has settled
 TIMED_SECONDS = 3.0
 MIN_RUNS, MAX_RUNS = 10, 1000
@@ -35,21 +35,6 @@ HOT_RISE_C = 10.0
 BUSY_SHARE = 0.5  # of the cores, before we began
 _INPUTS, _OUTPUTS = "inputs.npz", "outputs.npz"
 _PATH = re.compile(r"[\w./~][\w./~@+: -]*")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command on the board ended; `status` is its exit status, `stdout` what it printed."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def last_line(self) -> str:
-        """The last line it printed that says anything, errors first."""
-        lines = [line for line in (self.stdout + "\n" + self.stderr).splitlines() if line.strip()]
-        return lines[-1].strip()[:300] if lines else f"it ended with exit status {self.status}"
 
 
 class Board(Protocol):
@@ -86,7 +71,7 @@ class Settings:
     is made. The others name a tool that runs and times the model in place of the runner.
     """
 
-    python: str = "python3"
+    python: str = ""
     threads: int = 0
     tmp: str = ""
     benchmark_model: str = ""
@@ -196,7 +181,11 @@ def _ask(
     marker = f"edgeport-{secrets.token_hex(8)} "
     with _request_file({**request, "marker": marker, "seconds": seconds}) as file:
         board.put(file, file.name)
-        words = [settings.python, f"{board.directory}/runner.py", f"{board.directory}/{file.name}"]
+        words = [
+            settings.python or PYTHON,
+            f"{board.directory}/runner.py",
+            f"{board.directory}/{file.name}",
+        ]
         ended = board.run(words, seconds + GRACE_SECONDS)
     _, found, rest = ended.stdout.rpartition(f"\n{marker}")
     if not found:
@@ -222,7 +211,7 @@ def _request_file(request: Mapping[str, Any]) -> Iterator[Path]:
 
 def _no_answer(board: Board, settings: Settings, ended: Ended) -> InputError | StageFailed:
     """Returns why there is no answer: no such Python, one too old, or a board that went away."""
-    named = f"{board.name}: {settings.python}"
+    named = f"{board.name}: {settings.python or PYTHON}"
     if ended.status in (126, 127):
         return InputError(
             f"{named} cannot be run there ({ended.last_line}); install Python 3.8 or newer, or name"
@@ -248,32 +237,6 @@ def _crashed(
         return RuntimeCrashed("run", said, reason="signal", last_lines=ended.stderr)
     said = f"{board.name}: the runtime ended before it gave a result: {ended.last_line}"
     return RuntimeCrashed("run", said, reason="exit", last_lines=ended.stderr)
-
-
-def run_held(command: Sequence[str], seconds: float, name: str) -> Ended:
-    """Runs a command here whose stdin stays open as long as it is waited for.
-
-    Where it outlives `seconds`, or we are interrupted, its stdin ends and it is killed: whatever it
-    stands for on the board sees that. Raises RuntimeCrashed.
-    """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=out, stderr=errors, start_new_session=True
-        )
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            said = f"{name} did not answer in {seconds:g} s (--timeout)"
-            raise RuntimeCrashed("run", said, reason="timeout") from None
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.kill()  # nothing where it has ended
-            process.wait()
-        for file in (out, errors):
-            file.seek(0)
-        texts = [file.read().decode(errors="replace") for file in (out, errors)]
-    return Ended(status, *texts)
 
 
 # Its figures

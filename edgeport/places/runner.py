@@ -86,9 +86,6 @@ def _npu_session(ort: Any, options: Any, request: Request) -> Any:
     settings = {"htp_performance_mode": "burst"}
     if is_emulated(request["runtime"]):  # an emulator has to be told which chip to be
         settings = dict(request["emulator"])
-    if PROVIDER in ort.get_available_providers():  # built in, before onnxruntime-qnn 2.0
-        settings["backend_path"] = "libQnnHtp.so"
-        return ort.InferenceSession(request["model"], options, providers=[(PROVIDER, settings)])
     qnn = import_module("onnxruntime_qnn")
     ort.register_execution_provider_library(PROVIDER, qnn.get_library_path())
     settings["backend_path"] = qnn.get_qnn_htp_path()
@@ -98,7 +95,7 @@ def _npu_session(ort: Any, options: Any, request: Request) -> Any:
 
 
 class LiteSession:
-    """A .tflite file in LiteRT, or in one of its older packages."""
+    """A .tflite file in LiteRT, or in one of its older packages; its tensors have the names."""
 
     def __init__(self, request: Request, threads: int) -> None:
         package = next(name for name in PACKAGES["tflite"][0] if find_spec(name))
@@ -107,66 +104,34 @@ class LiteSession:
         interpreter = import_module(f"{package}.{inside}").Interpreter
         self._model = interpreter(model_path=request["model"], num_threads=threads)
         self._model.allocate_tensors()
-        self._inputs = self._details("inputs", self._model.get_input_details())
-        self._outputs = self._details("outputs", self._model.get_output_details())
-
-    def _details(self, kind: str, by_index: Any) -> Any:
-        """Returns {name: detail} in the order of the model's call, which its signature knows."""
-        for key, names in self._model.get_signature_list().items():
-            signature = self._model.get_signature_runner(key)
-            found = getattr(signature, f"get_{kind[:-1]}_details")()
-            return {name: found[name] for name in sorted(names[kind], key=_natural)}
-        return {detail["name"]: detail for detail in by_index}
+        self._inputs = self._model.get_input_details()
+        self._outputs = [detail["index"] for detail in self._model.get_output_details()]
 
     def run(self, feed: Any) -> Any:
-        for (name, array), by_order in zip(feed.items(), self._inputs.values()):
-            detail = self._inputs.get(name, by_order)
-            self._model.set_tensor(detail["index"], _quantized(array, detail))
+        for detail in self._inputs:  # 64-bit integers are 32-bit ones in the file
+            array = feed[detail["name"]].astype(detail["dtype"], copy=False)
+            self._model.set_tensor(detail["index"], array)
         self._model.invoke()
-        read = self._model.get_tensor
-        return [_dequantized(read(one["index"]), one) for one in self._outputs.values()]
-
-
-def _natural(name: str) -> Any:
-    """Returns a key that sorts args_10 after args_9."""
-    stem = name.rstrip("0123456789")
-    return stem, int(name[len(stem) :] or -1)
-
-
-def _quantized(array: Any, detail: Any) -> Any:
-    """Returns a float array as the integers that an input takes; others as they are."""
-    np = import_module("numpy")
-    scale, zero = detail["quantization"]
-    kind = np.dtype(detail["dtype"])
-    if scale and array.dtype.kind == "f" and kind.kind in "iu":
-        limits = np.iinfo(kind)
-        array = np.clip(np.rint(array / scale) + zero, limits.min, limits.max)
-    return array.astype(kind, copy=False)
-
-
-def _dequantized(array: Any, detail: Any) -> Any:
-    scale, zero = detail["quantization"]
-    if not scale or array.dtype.kind not in "iu":
-        return array
-    return (array.astype("float32") - zero) * import_module("numpy").float32(scale)
+        return [self._model.get_tensor(index) for index in self._outputs]
 
 
 class ExecutorchSession:
     """A .pte file in ExecuTorch's Python runtime."""
 
-    packages = ("executorch",)
+    packages = ("executorch", "torch")
 
     def __init__(self, request: Request, threads: int) -> None:
-        torch = import_module("torch")
-        torch.set_num_threads(threads)
-        self._tensor = torch.from_numpy
+        self._torch = import_module("torch")
+        self._torch.set_num_threads(threads)
         runtime = import_module("executorch.runtime").Runtime.get()
         self._program = runtime.load_program(request["model"])
-        self._method = self._program.load_method("forward")
+        self._forward = self._program.load_method("forward")
+        (names,) = self._program.load_method("input_names").execute([])
+        self._names = names.split("\n")
 
     def run(self, feed: Any) -> Any:
-        outputs = self._method.execute([self._tensor(array) for array in feed.values()])
-        return [output.numpy() for output in outputs]
+        inputs = [self._torch.from_numpy(feed[name]) for name in self._names]
+        return [output.numpy() for output in self._forward.execute(inputs)]
 
 
 def open_session(request: Request, threads: int) -> Any:
@@ -187,8 +152,7 @@ def check_packages(runtimes: Sequence[str]) -> None:
     lacking = [] if find_spec("numpy") else ["numpy"]
     for runtime in runtimes:
         modules, package = PACKAGES[runtime]
-        built_in = runtime in NPU and find_spec("onnxruntime") and PROVIDER in _providers()
-        if not built_in and not any(map(find_spec, modules)):
+        if not any(map(find_spec, modules)):
             lacking.append(package)
     if lacking:
         names = list(dict.fromkeys(lacking))
@@ -197,10 +161,6 @@ def check_packages(runtimes: Sequence[str]) -> None:
             f"{python} (Python {version}) has no {' and no '.join(names)}:"
             f" {python} -m pip install {' '.join(names)}"
         )
-
-
-def _providers() -> Any:
-    return import_module("onnxruntime").get_available_providers()
 
 
 def describe_board(packages: Sequence[str]) -> dict[str, str]:

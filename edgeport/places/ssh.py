@@ -15,15 +15,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import select
 import shlex
 import shutil
 import subprocess
 import tempfile
-import time
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,19 +28,25 @@ from urllib.parse import urlsplit
 from edgeport.errors import EdgeportError, InputError, StageFailed
 from edgeport.places import Job, Ran, runner
 from edgeport.places.board import (
-    Ended,
     Settings,
     check_board,
     check_runtimes,
     parse_settings,
-    run_held,
     run_on_board,
+)
+from edgeport.places.keeper import (
+    KEEPER,
+    Ended,
+    close_keeper,
+    last_line,
+    run_held,
+    start_keeper,
+    wait_for_directory,
 )
 from edgeport.private import private_directory
 
 CONFIG_VARIABLE = "EDGEPORT_SSH_CONFIG"
 CONNECT_SECONDS = 15
-_CLOSE_SECONDS = 15.0
 _USER = re.compile(r"[A-Za-z0-9_][\w.@+-]*", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9_:][\w.:%-]*", re.ASCII)
 # The user's configuration stands, but for what would open more than is needed.
@@ -62,13 +65,6 @@ _OPTIONS = {
     "RequestTTY": "no",
     "LogLevel": "ERROR",
 }
-# $1 the directory above, $2 what to print before the name. The word "keep" on stdin keeps it.
-_KEEPER = (
-    'trap "" HUP PIPE; umask 077;'
-    ' d=$(mktemp -d "${1:-${TMPDIR:-/tmp}}/edgeport-XXXXXXXXXX") || exit 9;'
-    ' echo "$2$d"; read -r word; [ "$word" = keep ] && exit 0;'
-    ' rm -rf "$d" || { sleep 1; rm -rf "$d"; }'
-)
 # What the client says -> what that means; the first that is found.
 _REFUSALS = (
     (
@@ -137,7 +133,7 @@ class Connection:
         if done.returncode != 0:
             raise StageFailed(
                 "run",
-                f"{name} could not be copied to {self.name}: {_last_line(done.stderr)};"
+                f"{name} could not be copied to {self.name}: {last_line(done.stderr)};"
                 " ?tmp=/path names another directory there",
             )
 
@@ -151,7 +147,7 @@ class Connection:
             file.seek(0)
             found = any(line.rstrip().endswith(marker.encode()) for line in file)
             if done.returncode != 0 or not found:
-                said = _last_line(done.stderr)
+                said = last_line(done.stderr)
                 raise StageFailed("run", f"{name} did not come back from {self.name}: {said}")
             with target.open("wb") as copy:
                 shutil.copyfileobj(file, copy)
@@ -242,10 +238,12 @@ def connect(address: Address, tmp: str, seconds: float, keep: bool = False) -> I
     marker = f"edgeport-{secrets.token_hex(8)} "
     with private_directory(_short_parent(), "edgeport", mode=0o700) as scratch:
         socket, log = scratch / "s", scratch / "log"
-        keeper = _start_keeper(address, socket, log, tmp, marker)
+        options = ("ControlMaster=yes", f"ControlPath={socket}", "ControlPersist=no")
+        client = address.ssh(*(word for option in options for word in ("-o", option)))
+        keeper = start_keeper([*client, shlex.join(["sh", "-c", KEEPER, "sh", tmp, marker])], log)
         directory = ""
         try:
-            directory = _wait_for_directory(keeper, marker.encode())
+            directory = wait_for_directory(keeper, marker, 2 * CONNECT_SECONDS)
             if not directory:
                 raise _refusal(address, keeper, log.read_text(errors="replace"))
             yield Connection(str(address), directory, address, socket, seconds)
@@ -254,64 +252,12 @@ def connect(address: Address, tmp: str, seconds: float, keep: bool = False) -> I
                 error.add_note(f"left on {address}: {directory}")
             raise
         finally:
-            _close(keeper, keep, directory and f"{directory} on {address}")
-
-
-def _start_keeper(
-    address: Address, socket: Path, log: Path, tmp: str, marker: str
-) -> subprocess.Popen[bytes]:
-    options = ("ControlMaster=yes", f"ControlPath={socket}", "ControlPersist=no")
-    client = address.ssh(*(word for option in options for word in ("-o", option)))
-    with log.open("wb") as errors:
-        return subprocess.Popen(
-            [*client, shlex.join(["sh", "-c", _KEEPER, "sh", tmp, marker])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-        )
-
-
-def _wait_for_directory(keeper: subprocess.Popen[bytes], marker: bytes) -> str:
-    """Returns what the keeper made; "" where it ended without, or nothing came in time."""
-    assert keeper.stdout is not None
-    deadline, seen = time.monotonic() + 2 * CONNECT_SECONDS, b""
-    while time.monotonic() < deadline:
-        if select.select([keeper.stdout], [], [], 0.5)[0]:
-            block = os.read(keeper.stdout.fileno(), 4096)
-            seen += block
-            # What the login prints may stand before it, on the same line too.
-            _, found, rest = seen.partition(marker)
-            if found and b"\n" in rest:
-                return rest.partition(b"\n")[0].decode()
-            if not block:
-                break
-    return ""
-
-
-def _close(keeper: subprocess.Popen[bytes], keep: bool, what: str) -> None:
-    """Lets the keeper remove the directory `what`, and waits; says so where that failed."""
-    assert keeper.stdin is not None and keeper.stdout is not None
-    with suppress(BrokenPipeError):  # it has ended: so has its stdin, which is all it waits for
-        if keep:
-            keeper.stdin.write(b"keep\n")
-            keeper.stdin.flush()
-    with suppress(BrokenPipeError):
-        keeper.stdin.close()
-    try:
-        left = keeper.wait(_CLOSE_SECONDS) != 0
-    except subprocess.TimeoutExpired:
-        keeper.kill()
-        keeper.wait()
-        left = True
-    keeper.stdout.close()
-    if left and what:
-        warnings.warn(f"{what} may not have been removed", stacklevel=2)
+            close_keeper(keeper, keep, directory and f"{directory} on {address}")
 
 
 def _refusal(address: Address, keeper: subprocess.Popen[bytes], log: str) -> InputError:
     """Returns why there is no connection, and what to do, in one sentence."""
-    port, last = address.port or 22, _last_line(log)
+    port, last = address.port or 22, last_line(log)
     said = {
         "known": f"[{address.host}]:{port}" if port != 22 else address.host,
         "command": f"ssh {address.login}",
@@ -339,8 +285,3 @@ def _short_parent() -> Path:
     """Returns where the control socket's directory is made: a socket's path holds 104 bytes."""
     usual = Path(tempfile.gettempdir())
     return usual if len(os.fsencode(usual)) < 40 else Path("/tmp")  # noqa: S108
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"

@@ -1,0 +1,130 @@
+"""Commands on a board whose stdin we hold: while it is open, somebody waits for them.
+
+When it ends - we close it, we are killed, the network or the cable goes - the **keeper** removes
+its directory on the board, and the runner kills what it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeport.errors import RuntimeCrashed
+
+_CLOSE_SECONDS = 15.0
+# $1 the directory above, $2 what to print before the name. The word "keep" on stdin keeps it.
+KEEPER = (
+    'trap "" HUP PIPE; umask 077;'
+    ' d=$(mktemp -d "${1:-${TMPDIR:-/tmp}}/edgeport-XXXXXXXXXX") || exit 9;'
+    ' echo "$2$d"; read -r word; [ "$word" = keep ] && exit 0;'
+    ' rm -rf "$d" || { sleep 1; rm -rf "$d"; }'
+)
+# Runs its arguments, and kills them where stdin ends first. A shell gives what it starts in the
+# background an empty stdin, so ours gets another number.
+WATCHED = (
+    'exec 3<&0; "$@" & tool=$!; { cat <&3; kill -9 $tool; } >/dev/null 2>&1 & watch=$!;'
+    " wait $tool; status=$?; kill $watch; exit $status"
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command on the board ended; `status` is its exit status, `stdout` what it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line that it printed, errors after the rest."""
+        return last_line(f"{self.stdout}\n{self.stderr}")
+
+
+def run_held(command: Sequence[str], seconds: float, name: str) -> Ended:
+    """Runs a command here whose stdin stays open as long as it is waited for.
+
+    Where it outlives `seconds`, or we are interrupted, its stdin ends and it is killed: whatever it
+    stands for on the board sees that. Raises RuntimeCrashed.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=out, stderr=errors, start_new_session=True
+        )
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            said = f"{name} did not answer in {seconds:g} s (--timeout)"
+            raise RuntimeCrashed("run", said, reason="timeout") from None
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.kill()  # nothing where it has ended
+            process.wait()
+        for file in (out, errors):
+            file.seek(0)
+        texts = [file.read().decode(errors="replace") for file in (out, errors)]
+    return Ended(status, *texts)
+
+
+def start_keeper(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Returns the keeper's process here; what it says on stderr goes to `log`."""
+    with log.open("wb") as errors:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,  # the terminal's Ctrl-C is for us
+        )
+
+
+def wait_for_directory(keeper: subprocess.Popen[bytes], marker: str, seconds: float) -> str:
+    """Returns what the keeper made; "" where it ended without, or nothing came in time."""
+    assert keeper.stdout is not None
+    deadline, seen = time.monotonic() + seconds, b""
+    while time.monotonic() < deadline:
+        if select.select([keeper.stdout], [], [], 0.5)[0]:
+            block = os.read(keeper.stdout.fileno(), 4096)
+            seen += block
+            # What the login prints may stand before it, on the same line too.
+            _, found, rest = seen.partition(marker.encode())
+            if found and b"\n" in rest:
+                return rest.partition(b"\n")[0].decode().rstrip("\r")
+            if not block:
+                break
+    return ""
+
+
+def close_keeper(keeper: subprocess.Popen[bytes], keep: bool, what: str) -> None:
+    """Lets the keeper remove the directory `what`, and waits; says so where that failed."""
+    assert keeper.stdin is not None and keeper.stdout is not None
+    with suppress(BrokenPipeError):  # it has ended: so has its stdin, which is all it waits for
+        if keep:
+            keeper.stdin.write(b"keep\n")
+            keeper.stdin.flush()
+    with suppress(BrokenPipeError):
+        keeper.stdin.close()
+    try:
+        left = keeper.wait(_CLOSE_SECONDS) != 0
+    except subprocess.TimeoutExpired:
+        keeper.kill()
+        keeper.wait()
+        left = True
+    keeper.stdout.close()
+    if left and what:
+        warnings.warn(f"{what} may not have been removed", stacklevel=2)
+
+
+def last_line(text: str) -> str:
+    """Returns the last line that says anything."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it said nothing"

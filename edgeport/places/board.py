@@ -270,7 +270,7 @@ def _environment(answer: Mapping[str, Any]) -> dict[str, str]:
         "clocks_mhz_before": _clocks_text(before),
         "clocks_mhz_after": _clocks_text(after),
         "peak_bytes_before_load": str(answer["peak_before_bytes"]),
-        "threads": str(answer["threads"]),
+        "threads": str(answer["threads"] or "the runtime's own choice"),
     }
     return {**answer["board"], **{key: text or "not readable" for key, text in told.items()}}
 

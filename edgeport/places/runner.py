@@ -122,7 +122,6 @@ class ExecutorchSession:
 
     def __init__(self, request: Request, threads: int) -> None:
         self._torch = import_module("torch")
-        self._torch.set_num_threads(threads)
         runtime = import_module("executorch.runtime").Runtime.get()
         self._program = runtime.load_program(request["model"])
         self._forward = self._program.load_method("forward")
@@ -269,7 +268,8 @@ def run_model(request: Request) -> dict[str, Any]:
         "emulated": is_emulated(request["runtime"]),
     }
     if not answer["emulated"]:  # what an emulator takes means nothing
-        answer.update(load_ms=load_ms, first_ms=first_ms, threads=threads, state_before=state)
+        answer.update(load_ms=load_ms, first_ms=first_ms, state_before=state)
+        answer["threads"] = threads if request["runtime"] in ("onnx", "tflite") else 0
         answer.update(time_runs(session, feeds[0], request), peak_before_bytes=before)
         answer.update(peak_bytes=peak_bytes(), state_after=read_state())
     outputs += [[np.array(array) for array in session.run(feed)] for feed in feeds[1:]]

@@ -106,8 +106,8 @@ def measurements(
         "latency_mean_ms": (_ms(report.mean_us), "ms"),
         "first_latency_ms": (_ms(report.first_us), "ms"),
         "load_ms": (_ms(report.init_us), "ms"),
-        "peak_bytes": (report.peak_bytes, "bytes"),
-        "memory_growth_bytes": (report.growth_bytes, "bytes"),
+        "peak_bytes": (report.peak_bytes, "B"),
+        "memory_growth_bytes": (report.growth_bytes, "B"),
     }
     return tuple(
         Measurement(

@@ -249,7 +249,7 @@ def _measured(answer: Mapping[str, Any], provenance: Provenance) -> tuple[Measur
     single = {
         "first_latency_ms": (answer["first_ms"], "ms"),
         "load_ms": (answer["load_ms"], "ms"),
-        "peak_bytes": (float(answer["peak_bytes"]), "bytes"),
+        "peak_bytes": (float(answer["peak_bytes"]), "B"),
     }
     return (
         to_measurement(timing, provenance=provenance, artifact_sha256="", environment=surroundings),

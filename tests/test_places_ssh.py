@@ -365,6 +365,12 @@ def test_what_is_no_address(text: str, words: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_settings() -> None:
+    query = "python=~/my%20env/bin/python&threads=4"
+    settings = board.parse_settings("ssh://pi@host", query, ("python", "threads"))
+    assert (settings.python, settings.threads) == ("./my env/bin/python", 4)
+
+
 # What the board lacks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -154,7 +155,7 @@ def test_what_makes_a_boards_timing_doubtful() -> None:
     after = {**quiet, "temperatures_c": {"thermal_zone0": 61.0}}
     found = answer(drift=0.2, state_before=before, state_after=after)
     assert board._warnings(found) == [
-        "warm-up not stable after 3 s: the median still moved by 20%, more than 5%",
+        "warm-up not stable after 10 s: the median still moved by 20%, more than 5%",
         "the board became 16 °C hotter while it was timed",
         "the CPU governor is powersave: clocks stay low",
         "the board was busy before: load 3.0 on 4 cores",
@@ -164,6 +165,20 @@ def test_what_makes_a_boards_timing_doubtful() -> None:
     unread = answer(state_before=dark, state_after=dark)
     assert board._warnings(unread) == []
     assert board._measured(unread, "device")[0].environment["governors"] == "not readable"
+
+
+def test_what_to_install_where_the_system_keeps_pip_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(runner.PACKAGES, "onnx", (("no_such_module",), "no-such-package"))
+    python = re.escape(sys.executable)
+    with pytest.raises(runner.Missing, match=rf"{python} -m pip install no-such-package$"):
+        runner.check_packages(["onnx", "onnx"])
+    (tmp_path / "EXTERNALLY-MANAGED").touch()
+    monkeypatch.setattr(runner, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    with pytest.raises(runner.Missing, match=r"-m venv ~/edge .*\?python=~/edge/bin/python$"):
+        runner.check_packages(["onnx"])
 
 
 def asked(python: str, folder: Path, request: dict[str, object]) -> dict[str, object]:

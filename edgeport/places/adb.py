@@ -115,8 +115,8 @@ class Adb:
 
     def check(self, runtimes: Sequence[str]) -> None:
         """Raises InputError where there is no phone, or nothing on it that runs the files."""
-        tools = {_tool(self._settings, runtime) for runtime in runtimes}
         serial = find_phone(self._serial)
+        tools = {_tool(self._settings, runtime) for runtime in runtimes}
         for path in tools - {""}:
             if not Path(path).is_file():
                 done = adb(serial, "shell", shlex.join(["test", "-x", path]))

@@ -29,6 +29,7 @@ import traceback
 from contextlib import suppress
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from sysconfig import get_path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # Python 3.8 cannot evaluate these
@@ -148,18 +149,18 @@ def is_emulated(runtime: str) -> bool:
 
 def check_packages(runtimes: Sequence[str]) -> None:
     """Raises Missing, with the pip line, for what the runtimes need and this Python lacks."""
+    needed = [PACKAGES[runtime] for runtime in runtimes]
     lacking = [] if find_spec("numpy") else ["numpy"]
-    for runtime in runtimes:
-        modules, package = PACKAGES[runtime]
-        if not any(map(find_spec, modules)):
-            lacking.append(package)
+    lacking += [package for modules, package in needed if not any(map(find_spec, modules))]
     if lacking:
         names = list(dict.fromkeys(lacking))
         python, version = sys.executable, platform.python_version()
-        raise Missing(
-            f"{python} (Python {version}) has no {' and no '.join(names)}:"
-            f" {python} -m pip install {' '.join(names)}"
-        )
+        install = f"{python} -m pip install {' '.join(names)}"
+        managed = os.path.exists(os.path.join(get_path("stdlib"), "EXTERNALLY-MANAGED"))
+        if managed and sys.prefix == sys.base_prefix:  # there pip refuses (PEP 668)
+            install = f"{python} -m venv ~/edge && ~/edge/bin/pip install {' '.join(names)}"
+            install += ", then name it: ?python=~/edge/bin/python"
+        raise Missing(f"{python} (Python {version}) has no {' and no '.join(names)}: {install}")
 
 
 def describe_board(packages: Sequence[str]) -> dict[str, str]:
@@ -209,7 +210,7 @@ def read_state() -> dict[str, Any]:
         "temperatures_c": {zone: value for zone, value in celsius.items() if 1 < value < 150},
         "governors": sorted({_text(path) for path in glob.glob(f"{cpus}governor")} - {""}),
         "clocks_khz": [int(text) for text in clocks if text.isdigit()],
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else [],
+        "load_average": [float(text) for text in _text("/proc/loadavg").split()[:3]],
     }
 
 

@@ -217,7 +217,7 @@ def open_place(text: str) -> Ssh:
     if parts.password is not None:
         raise InputError("--on ssh://: no password in an address; log in with a key")
     if parts.scheme != "ssh" or parts.path not in ("", "/") or parts.fragment or port == 0:
-        raise InputError(f"--on {text}: write {form}, and a # in a setting as %23")
+        raise InputError(f"--on {text}: write {form}, and settings behind a ?: ?python=/path")
     if not _HOST.fullmatch(host) or not _USER.fullmatch(user or "user"):
         raise InputError(f"--on {text}: write {form}, of letters, digits, dots and dashes")
     config = os.environ.get(CONFIG_VARIABLE)

@@ -196,10 +196,12 @@ def asked(python: str, folder: Path, request: dict[str, object]) -> dict[str, ob
     return dict(json.loads(said.rpartition("\nM ")[2]))
 
 
-@pytest.mark.skipif(shutil.which("python3.8") is None, reason="needs python3.8: for old boards")
 def test_python_3_8_really_runs_it(tmp_path: Path) -> None:
+    words = ["python3.8", "-c", "import select"]
+    if shutil.which("python3.8") is None or subprocess.run(words, check=False).returncode != 0:
+        pytest.skip("needs python3.8, as old boards have it")
     found = asked("python3.8", tmp_path, {"task": "check", "runtimes": []})
-    assert "Python 3.8" in str(found.get("error", f"Python {found.get('python')}"))
+    assert re.search(r"\b3\.8\.", str(found)), found  # it runs, or says that numpy is missing
 
 
 def test_files_that_did_not_arrive_whole(tmp_path: Path) -> None:

@@ -105,7 +105,6 @@ def test_what_is_read_of_this_machine() -> None:
     assert set(state) == {"temperatures_c", "governors", "clocks_khz", "load_average"}
     assert all(1 < degrees < 150 for degrees in state["temperatures_c"].values())
     assert runner.peak_bytes() > 10e6
-    assert runner.usable_cores() >= 1
     told = runner.describe_board(["no-such-package"])
     assert told["no-such-package"] == "unknown"
     assert all(isinstance(text, str) for text in told.values())

@@ -59,15 +59,12 @@ class Missing(Exception):
 class OnnxSession:
     """An ONNX file in onnxruntime, on the CPU; with a QNN context in it, on the NPU."""
 
-    packages: tuple[str, ...] = ("onnxruntime",)
-
     def __init__(self, request: Request, threads: int) -> None:
         ort = import_module("onnxruntime")
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
         if request["runtime"] in NPU:
-            self.packages += ("onnxruntime-qnn",)
             self._session = _npu_session(ort, options, request)
         else:
             self._session = ort.InferenceSession(
@@ -99,10 +96,8 @@ class LiteSession:
     """A .tflite file in LiteRT, or in one of its older packages; its tensors have the names."""
 
     def __init__(self, request: Request, threads: int) -> None:
-        package = next(name for name in PACKAGES["tflite"][0] if find_spec(name))
-        self.packages = (package.replace("_", "-"),)
-        inside = "lite.python.interpreter" if package == "tensorflow" else "interpreter"
-        interpreter = import_module(f"{package}.{inside}").Interpreter
+        (module,) = modules_of("tflite")
+        interpreter = import_module(module).Interpreter
         self._model = interpreter(model_path=request["model"], num_threads=threads)
         self._model.allocate_tensors()
         self._inputs = self._model.get_input_details()
@@ -119,8 +114,6 @@ class LiteSession:
 class ExecutorchSession:
     """A .pte file in ExecuTorch's Python runtime."""
 
-    packages = ("executorch", "torch")
-
     def __init__(self, request: Request, threads: int) -> None:
         self._torch = import_module("torch")
         runtime = import_module("executorch.runtime").Runtime.get()
@@ -130,13 +123,22 @@ class ExecutorchSession:
         self._names = names.split("\n")
 
     def run(self, feed: Any) -> Any:
-        inputs = [self._torch.from_numpy(feed[name]) for name in self._names]
+        inputs = [self._torch.from_numpy(feed[name]).contiguous() for name in self._names]
         return [output.numpy() for output in self._forward.execute(inputs)]
 
 
-def open_session(request: Request, threads: int) -> Any:
-    kinds = {"tflite": LiteSession, "executorch": ExecutorchSession}
-    return kinds.get(request["runtime"], OnnxSession)(request, threads)
+SESSIONS: dict[str, Any] = {"tflite": LiteSession, "executorch": ExecutorchSession}
+
+
+def modules_of(runtime: str) -> Sequence[str]:
+    """Returns the modules that a session uses; to import them is not to load a model."""
+    if runtime == "tflite":
+        package = next(name for name in PACKAGES["tflite"][0] if find_spec(name))
+        inside = "lite.python.interpreter" if package == "tensorflow" else "interpreter"
+        return [f"{package}.{inside}"]
+    if runtime == "executorch":
+        return ["torch", "executorch.runtime"]
+    return ["onnxruntime", "onnxruntime_qnn"] if runtime in NPU else ["onnxruntime"]
 
 
 def is_emulated(runtime: str) -> bool:
@@ -163,8 +165,9 @@ def check_packages(runtimes: Sequence[str]) -> None:
         raise Missing(f"{python} (Python {version}) has no {' and no '.join(names)}: {install}")
 
 
-def describe_board(packages: Sequence[str]) -> dict[str, str]:
+def describe_board(modules: Sequence[str]) -> dict[str, str]:
     """Returns what a timing depends on and what stays the same while it runs, as words."""
+    packages = [module.partition(".")[0].replace("_", "-") for module in ("numpy", *modules)]
     return {
         "board": _board_name(),
         "cpu": _cpu_name(),
@@ -173,7 +176,7 @@ def describe_board(packages: Sequence[str]) -> dict[str, str]:
         "python": platform.python_version(),
         "logical_cores": str(os.cpu_count() or "unknown"),
         "boot_id": _text("/proc/sys/kernel/random/boot_id"),
-        **{package: _version(package) for package in ("numpy", *packages)},
+        **{package: _version(package) for package in packages},
     }
 
 
@@ -224,11 +227,6 @@ def peak_bytes() -> int:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
-def usable_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -254,30 +252,27 @@ def work(request: Request) -> dict[str, Any]:
 
 def run_model(request: Request) -> dict[str, Any]:
     """Returns times, memory and the board's state; the outputs go to their own file."""
-    np = import_module("numpy")
-    threads = request["threads"] or usable_cores()
-    feeds = load_feeds(np, request["inputs"])
+    np, runtime = import_module("numpy"), request["runtime"]
+    modules = modules_of(runtime)
+    for module in modules:
+        import_module(module)
+    feeds, cores = load_feeds(np, request["inputs"]), os.cpu_count() or 1
+    threads = request["threads"] or len(getattr(os, "sched_getaffinity", lambda _: range(cores))(0))
     state, before, started = read_state(), peak_bytes(), time.perf_counter_ns()
-    session = open_session(request, threads)
-    load_ms = (time.perf_counter_ns() - started) / 1e6
-    started = time.perf_counter_ns()
+    session = SESSIONS.get(runtime, OnnxSession)(request, threads)
+    loaded = time.perf_counter_ns()
     outputs = [session.run(feeds[0])]
-    first_ms = (time.perf_counter_ns() - started) / 1e6
-    outputs[0] = [np.array(array) for array in outputs[0]]
-    answer = {
-        "board": describe_board(session.packages),
-        "emulated": is_emulated(request["runtime"]),
-    }
+    ran = time.perf_counter_ns()
+    outputs[0] = [np.array(array) for array in outputs[0]]  # the next run may reuse its memory
+    answer = {"board": describe_board(modules), "emulated": is_emulated(runtime)}
     if not answer["emulated"]:  # what an emulator takes means nothing
-        answer.update(load_ms=load_ms, first_ms=first_ms, state_before=state)
-        answer["threads"] = threads if request["runtime"] in ("onnx", "tflite") else 0
-        answer.update(time_runs(session, feeds[0], request), peak_before_bytes=before)
-        answer.update(peak_bytes=peak_bytes(), state_after=read_state())
+        answer.update(load_ms=(loaded - started) / 1e6, first_ms=(ran - loaded) / 1e6)
+        answer.update(time_runs(session, feeds[0], request), state_before=state)
+        answer.update(peak_before_bytes=before, peak_bytes=peak_bytes(), state_after=read_state())
+        answer["threads"] = threads if runtime in ("onnx", "tflite") else 0  # 0: not ours to set
     outputs += [[np.array(array) for array in session.run(feed)] for feed in feeds[1:]]
-    named = {
-        f"{i}:output_{j}": array for i, one in enumerate(outputs) for j, array in enumerate(one)
-    }
-    np.savez(request["outputs"], **named)
+    indexed = ((i, j, a) for i, one in enumerate(outputs) for j, a in enumerate(one))
+    np.savez(request["outputs"], **{f"{i}:output_{j}": array for i, j, array in indexed})
     answer["outputs_sha256"] = file_sha256(request["outputs"])
     return answer
 
@@ -286,11 +281,11 @@ def time_runs(session: Any, feed: Any, request: Request) -> dict[str, Any]:
     """Returns every timed call in ms, and by how much the warm-up before it was still moving."""
     drift = warm_up(session, feed, request["warmup_seconds"])
     samples: list[float] = []
+    spent_ms, limit_ms = 0.0, request["timed_seconds"] * 1e3
     gc.disable()
-    while len(samples) < request["min_runs"] or (
-        len(samples) < request["max_runs"] and sum(samples) < request["timed_seconds"] * 1e3
-    ):
+    while len(samples) < (request["min_runs"] if spent_ms >= limit_ms else request["max_runs"]):
         samples.append(_call_ms(session, feed))
+        spent_ms += samples[-1]
     gc.enable()
     return {"samples_ms": samples, "drift": drift}
 
@@ -316,7 +311,7 @@ def _call_ms(session: Any, feed: Any) -> float:
 
 
 def load_feeds(np: Any, path: str) -> Any:
-    """Returns the samples of a file with the keys "0:name", "1:name" ..., names in its order."""
+    """Returns the samples of a file with the keys "0:name", "1:name" ..."""
     feeds: dict[int, Any] = {}
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:

@@ -11,6 +11,7 @@ import sys
 import time
 import venv
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -37,6 +38,7 @@ from edgeport.fingerprint import file_sha256
 from edgeport.places import Job, board, find_place
 from edgeport.places.ssh import CONFIG_VARIABLE, Address, _real_host, open_place
 from edgeport.running import read_manifest, run_at
+from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.onnx import Session
 from edgeport.runtimes.samples import save_samples
 from edgeport.runtimes.worker import Limits
@@ -155,6 +157,27 @@ def test_an_npu_that_is_emulated_gives_numbers_and_no_times(server: Server, tmp_
     assert run.artifact.parity[0].provenance == "emulated"
     assert run.measurements == ()
     assert "its times mean nothing" in run.notes[0]
+    assert server.left() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["tflite", "executorch", "precompiled_qnn_onnx"])
+def test_the_other_runtimes(server: Server, tmp_path: Path, runtime: str) -> None:
+    if runtime not in RUNTIMES or RUNTIMES[runtime].missing():
+        pytest.skip(f"needs {runtime}: edgeport list runtimes")
+    made = edgeport.export(
+        str(save(conv_net(), tmp_path / "net.onnx")),
+        device="s24",
+        precision="w8a8",
+        target_runtimes=(runtime,),
+        calib_samples=4,
+        output_dir=tmp_path / "out",
+    )
+    (run,) = run_at(made.directory, find_place(address(server)), [runtime], limits=LIMITS)
+    expected = made.artifact("run", runtime).parity[0]
+    assert run.artifact.parity[0].provenance == expected.provenance
+    assert abs(run.artifact.parity[0].value - expected.value) < 1  # another build's kernels
+    assert len(run.measurements) == (0 if expected.provenance == "emulated" else 4)
     assert server.left() == []
 
 
@@ -451,7 +474,7 @@ def test_nothing_is_left_when_we_are_ended(
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not any("request.json" in one for one in running_workers(server)):
+    while not running_workers(server, "quantized.onnx"):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -463,10 +486,41 @@ def test_nothing_is_left_when_we_are_ended(
     wait_until_clean(server)
 
 
-def running_workers(server: Server) -> list[str]:
-    """Returns the runner's processes once it hangs: its check, before, leaves no model."""
-    hanging = any(list(path.glob("quantized.onnx")) for path in server.temporary.iterdir())
-    return processes_in(server) if hanging else []
+def running_workers(server: Server, model: str) -> list[str]:
+    """Returns the runner's processes once it hangs: its check, before, leaves no model there."""
+    hanging = any((path / model).exists() for path in server.temporary.iterdir())
+    return [one for one in processes_in(server) if hanging and "request.json" in one]
+
+
+def test_a_connection_that_is_lost(server: Server, tmp_path: Path) -> None:
+    job = job_of(tmp_path, conv_net(), [{"image": np.ones((1, 3, 16, 16), "f4")}])
+    place = find_place(address(server, interpreter(tmp_path, HANG)))
+    with ThreadPoolExecutor() as beside:
+        running = beside.submit(place.run, job)
+        while not running_workers(server, "optimized.onnx"):
+            assert not running.done(), running.exception()
+            time.sleep(0.05)
+        for pid, words in ssh_children():
+            if b"ControlMaster=yes" in words:
+                os.kill(pid, signal.SIGKILL)
+        with pytest.raises(StageFailed, match=r"127\.0\.0\.1:\d+ gave no answer: ") as caught:
+            running.result(timeout=60)
+    assert "may be left on" in caught.value.__notes__[0]  # we cannot know; here it is not
+    wait_until_clean(server)
+
+
+def ssh_children() -> list[tuple[int, bytes]]:
+    """Returns the ssh clients that this process started, with their command lines."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (entry / "cmdline").read_bytes()
+        except OSError:  # it ended meanwhile
+            continue
+        if parent == os.getpid() and words.startswith(b"ssh\0"):
+            found.append((int(entry.name), words))
+    return found
 
 
 def test_a_copy_that_fails_says_what_to_do(server: Server, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeport.errors import EdgeportError, InputError, StageFailed
+from edgeport.errors import InputError, StageFailed
 from edgeport.places import Job, Ran, benchmark_model, qnn_net_run, runner
 from edgeport.places.board import (
     TIMED_SECONDS,
@@ -36,11 +36,9 @@ from edgeport.places.keeper import (
     KEEPER,
     WATCHED,
     Ended,
-    close_keeper,
+    kept_directory,
     last_line,
     run_held,
-    start_keeper,
-    wait_for_directory,
 )
 from edgeport.places.same_machine import provenance_of
 from edgeport.private import scratch_directory
@@ -199,21 +197,13 @@ def connect(serial: str, tmp: str, seconds: float, keep: bool = False) -> Iterat
     marker = f"edgeport-{secrets.token_hex(8)} "
     keeping = shlex.join(["sh", "-c", KEEPER, "sh", tmp or TMP, marker])
     with scratch_directory() as scratch:
-        log = scratch / "log"
-        keeper = start_keeper(["adb", "-s", serial, "shell", keeping], log)
-        directory = ""
-        try:
-            directory = wait_for_directory(keeper, marker, _ADB_SECONDS)
+        log, shell = scratch / "log", ["adb", "-s", serial, "shell", keeping]
+        name = f"adb:{serial}"
+        with kept_directory(shell, log, marker, _ADB_SECONDS, keep, name) as directory:
             if not directory:
                 said = last_line(log.read_text(errors="replace"))
-                raise InputError(f"adb:{serial}: no directory could be made there: {said}")
+                raise InputError(f"{name}: no directory could be made there: {said}")
             yield Phone(serial, directory, seconds)
-        except EdgeportError as error:
-            if keep and directory:
-                error.add_note(f"left on adb:{serial}: {directory}")
-            raise
-        finally:
-            close_keeper(keeper, keep, directory and f"{directory} on adb:{serial}")
 
 
 def host_of(serial: str, facts: dict[str, str]) -> str:

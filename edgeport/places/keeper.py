@@ -12,12 +12,12 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeport.errors import RuntimeCrashed
+from edgeport.errors import EdgeportError, RuntimeCrashed
 
 _CLOSE_SECONDS = 15.0
 # $1 the directory above, $2 what to print before the name. The word "keep" on stdin keeps it.
@@ -75,20 +75,39 @@ def run_held(command: Sequence[str], seconds: float, name: str) -> Ended:
     return Ended(status, *texts)
 
 
-def start_keeper(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Returns the keeper's process here; what it says on stderr goes to `log`."""
+@contextmanager
+def kept_directory(
+    command: Sequence[str], log: Path, marker: str, seconds: float, keep: bool, name: str
+) -> Iterator[str]:
+    """Yields the directory that the keeper made, "" where it made none; it goes with the block.
+
+    `command` runs KEEPER on the board `name`; what it says on stderr is in `log`. With `keep` the
+    directory stays; an error then says where, as it does where it could not be removed.
+    """
     with log.open("wb") as errors:
-        return subprocess.Popen(
+        keeper = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             start_new_session=True,  # the terminal's Ctrl-C is for us
         )
+    directory = ""
+    try:
+        directory = _wait_for_directory(keeper, marker.encode(), seconds)
+        yield directory
+    except EdgeportError as error:
+        if (not _close(keeper, keep) or keep) and directory:
+            error.add_note(f"{directory} {'is' if keep else 'may be'} left on {name}")
+        raise
+    except BaseException:
+        _close(keeper, keep)
+        raise
+    if not _close(keeper, keep):
+        warnings.warn(f"{directory} on {name} may not have been removed", stacklevel=3)
 
 
-def wait_for_directory(keeper: subprocess.Popen[bytes], marker: str, seconds: float) -> str:
-    """Returns what the keeper made; "" where it ended without, or nothing came in time."""
+def _wait_for_directory(keeper: subprocess.Popen[bytes], marker: bytes, seconds: float) -> str:
     assert keeper.stdout is not None
     deadline, seen = time.monotonic() + seconds, b""
     while time.monotonic() < deadline:
@@ -96,7 +115,7 @@ def wait_for_directory(keeper: subprocess.Popen[bytes], marker: str, seconds: fl
             block = os.read(keeper.stdout.fileno(), 4096)
             seen += block
             # What the login prints may stand before it, on the same line too.
-            _, found, rest = seen.partition(marker.encode())
+            _, found, rest = seen.partition(marker)
             if found and b"\n" in rest:
                 return rest.partition(b"\n")[0].decode().rstrip("\r")
             if not block:
@@ -104,8 +123,8 @@ def wait_for_directory(keeper: subprocess.Popen[bytes], marker: str, seconds: fl
     return ""
 
 
-def close_keeper(keeper: subprocess.Popen[bytes], keep: bool, what: str) -> None:
-    """Lets the keeper remove the directory `what`, and waits; says so where that failed."""
+def _close(keeper: subprocess.Popen[bytes], keep: bool) -> bool:
+    """Lets the keeper remove its directory, and waits for it; returns whether it did."""
     assert keeper.stdin is not None and keeper.stdout is not None
     with suppress(BrokenPipeError):  # it has ended: so has its stdin, which is all it waits for
         if keep:
@@ -114,14 +133,12 @@ def close_keeper(keeper: subprocess.Popen[bytes], keep: bool, what: str) -> None
     with suppress(BrokenPipeError):
         keeper.stdin.close()
     try:
-        left = keeper.wait(_CLOSE_SECONDS) != 0
+        status = keeper.wait(_CLOSE_SECONDS)
     except subprocess.TimeoutExpired:
         keeper.kill()
-        keeper.wait()
-        left = True
+        status = keeper.wait()
     keeper.stdout.close()
-    if left and what:
-        warnings.warn(f"{what} may not have been removed", stacklevel=2)
+    return status == 0
 
 
 def last_line(text: str) -> str:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from edgeport.errors import EdgeportError, InputError, StageFailed
+from edgeport.errors import InputError, StageFailed
 from edgeport.places import Job, Ran, runner
 from edgeport.places.board import (
     Settings,
@@ -37,11 +37,9 @@ from edgeport.places.board import (
 from edgeport.places.keeper import (
     KEEPER,
     Ended,
-    close_keeper,
+    kept_directory,
     last_line,
     run_held,
-    start_keeper,
-    wait_for_directory,
 )
 from edgeport.private import private_directory
 
@@ -240,22 +238,15 @@ def connect(address: Address, tmp: str, seconds: float, keep: bool = False) -> I
         socket, log = scratch / "s", scratch / "log"
         options = ("ControlMaster=yes", f"ControlPath={socket}", "ControlPersist=no")
         client = address.ssh(*(word for option in options for word in ("-o", option)))
-        keeper = start_keeper([*client, shlex.join(["sh", "-c", KEEPER, "sh", tmp, marker])], log)
-        directory = ""
-        try:
-            directory = wait_for_directory(keeper, marker, 2 * CONNECT_SECONDS)
+        keeping = [*client, shlex.join(["sh", "-c", KEEPER, "sh", tmp, marker])]
+        wait = 2.0 * CONNECT_SECONDS
+        with kept_directory(keeping, log, marker, wait, keep, str(address)) as directory:
             if not directory:
-                raise _refusal(address, keeper, log.read_text(errors="replace"))
+                raise _refusal(address, log.read_text(errors="replace"))
             yield Connection(str(address), directory, address, socket, seconds)
-        except EdgeportError as error:
-            if keep and directory:
-                error.add_note(f"left on {address}: {directory}")
-            raise
-        finally:
-            close_keeper(keeper, keep, directory and f"{directory} on {address}")
 
 
-def _refusal(address: Address, keeper: subprocess.Popen[bytes], log: str) -> InputError:
+def _refusal(address: Address, log: str) -> InputError:
     """Returns why there is no connection, and what to do, in one sentence."""
     port, last = address.port or 22, last_line(log)
     said = {
@@ -268,7 +259,7 @@ def _refusal(address: Address, keeper: subprocess.Popen[bytes], log: str) -> Inp
     for pattern, sentence in _REFUSALS:
         if re.search(pattern, log):
             return InputError(f"{address}: {sentence.format(**said)}")
-    if not log.strip() and keeper.poll() is None:
+    if not log.strip():
         return InputError(f"{address} did not answer in {2 * CONNECT_SECONDS} s")
     return InputError(f"{address}: no connection: {last}")
 

@@ -17,7 +17,7 @@ from edgeport.parity import compared, described, hold
 from edgeport.places import JOURNAL, Job, Place, Ran
 from edgeport.plan import CONVERTED, OPTIMIZED
 from edgeport.private import scratch_directory
-from edgeport.quantize.integer_io import decode_outputs, load_edges
+from edgeport.quantize.integer_io import Affine, decode_outputs
 from edgeport.recalibration import write_calibration
 from edgeport.report import SCHEMA_VERSION, write_manifest
 from edgeport.runtimes import RUNTIMES
@@ -127,7 +127,7 @@ def run_at(
         _record(directory, manifest, found)
         runs.append(found)
         least_db = manifest["options"]["tolerance_db"]
-        if least_db is not None:
+        if least_db is not None and found.artifact.parity:
             hold(found.artifact.parity, least_db, "run", f"{job.files[0].name} on {place.text}")
     return runs
 
@@ -178,24 +178,29 @@ def _inputs(directory: Path, manifest: Mapping[str, Any], name: str) -> Path:
 def _judged(
     directory: Path, manifest: Mapping[str, Any], job: Job, place: str, ran: Ran
 ) -> PlaceRun:
-    references = load_samples(directory / PARITY_OUTPUTS)
     file = ran.file or job.files[0]
     sha = file_sha256(file)
-    parity = compared(references, _decoded(job.model, ran.outputs), ran.provenance, sha)
+    parity: tuple[Measurement, ...] = ()
+    notes = ran.notes
+    if ran.outputs is None:
+        notes = (*notes, f"{place} gives no outputs of {file.name}: its parity was not checked")
+    else:
+        references = load_samples(directory / PARITY_OUTPUTS)
+        parity = compared(references, _decoded(manifest, job, ran.outputs), ran.provenance, sha)
     computed = next(
         one["computed"] for one in reversed(manifest["artifacts"]) if one["runtime"] == job.runtime
     )
     artifact = described(file, "run", computed, nodes=ran.nodes, parity=parity, runtime=job.runtime)
     measured = tuple(replace(one, artifact_sha256=sha) for one in ran.measurements)
-    return PlaceRun(place, artifact, measured, ran.notes)
+    return PlaceRun(place, artifact, measured, notes)
 
 
-def _decoded(model: Path, outputs: Sequence[Sample]) -> list[Sample]:
+def _decoded(manifest: Mapping[str, Any], job: Job, outputs: Sequence[Sample]) -> Sequence[Sample]:
     """Returns the outputs as real numbers: those of a graph with integer outputs are scaled."""
-    edges = load_edges(model)
-    if not edges:
-        return list(outputs)
-    names = Session(model).output_names()
+    if RUNTIMES[job.runtime].compiles != "quantized" or not manifest.get("integer_io"):
+        return outputs
+    edges = {name: Affine(**manifest["io_scales"][name]) for name in manifest["integer_io"]}
+    names = Session(job.model).output_names()
     return [named_outputs(decode_outputs(list(one.values()), names, edges)) for one in outputs]
 
 

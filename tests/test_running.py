@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from support import LIMITS, conv_net, needs_compiler
+from support import LIMITS, conv_net, needs_compiler, save
 
 import edgeport
 from edgeport.errors import InputError, StageFailed
@@ -74,6 +74,21 @@ def test_an_export_that_has_run_somewhere_may_be_replaced(export: Path) -> None:
     )
     assert (export / JOURNAL).read_text() == '{"job": "j1"}\n'
     assert [one["place"] for one in read_manifest(export)["run"]["places"]] == ["local", "local"]
+
+
+@needs_compiler
+def test_integer_inputs_and_outputs_are_compared_as_real_numbers(tmp_path: Path) -> None:
+    made = edgeport.export(
+        str(save(conv_net(), tmp_path / "net.onnx")),
+        device="s24",
+        precision="w8a8",
+        calib_samples=4,
+        quantize_io=True,
+        output_dir=tmp_path / "out",
+    )
+    for run in run_at(tmp_path / "out", find_place("local"), limits=LIMITS):
+        exported = made.artifact("run", run.artifact.runtime)
+        assert run.artifact.parity[0].value == exported.parity[0].value > 30
 
 
 def test_what_is_no_export(tmp_path: Path) -> None:

@@ -46,6 +46,11 @@ def run(
     """Run the files of an export in DIRECTORY at a place, and compare them with the reference.
 
     What comes of it, latency included where a device was timed, is added to its manifest.
+
+    ssh and adb take settings behind a ?, separated by &: python=PATH is the interpreter on the
+    board, threads=N, tmp=PATH where its directory is made; with adb benchmark_model=PATH or
+    qnn_net_run=PATH is a tool that runs the files in place of Python. ssh uses ~/.ssh/config, or
+    the file that EDGEPORT_SSH_CONFIG names.
     """
     from edgeport.places import find_place
     from edgeport.running import run_at

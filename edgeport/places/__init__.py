@@ -62,11 +62,12 @@ class Job:
 class Ran:
     """What a place gave: outputs ("output_0" ...) per sample, and what it measured.
 
+    `outputs` is None where the place runs the files and gives none back: then there is no parity.
     `notes` are sentences for the table; `nodes` is where the place says that each layer ran. `file`
     is what ran where that is none of the job's: the place quantized the model itself.
     """
 
-    outputs: Sequence[Sample]
+    outputs: Sequence[Sample] | None
     provenance: Provenance
     measurements: tuple[Measurement, ...] = ()
     notes: tuple[str, ...] = ()
@@ -89,13 +90,13 @@ class Place(Protocol):
 
 
 # What a text begins with -> the module that has `open_place(text)`.
-_PLACES = {"local": "local", "hub": "hub", "ssh:": "ssh", "adb": "adb"}
+_PLACES = {"local": "local", "hub": "hub", "ssh": "ssh", "adb": "adb"}
 
 
 def find_place(text: str) -> Place:
     """Returns the place that `--on` names; raises InputError with those there are."""
-    for start, module in _PLACES.items():
-        if text == start or text.startswith(f"{start.rstrip(':')}:"):
+    for name, module in _PLACES.items():
+        if text == name or text.startswith((f"{name}:", f"{name}?")):
             opened: Place = importlib.import_module(f"{__name__}.{module}").open_place(text)
             return opened
     raise InputError(f"--on {text}: a place is local, hub, ssh://user@host or adb:SERIAL")

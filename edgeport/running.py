@@ -58,6 +58,26 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     Raises InputError where there is none, it is not edgeport's, or a file is missing or was changed
     since.
     """
+    manifest = load_manifest(directory)
+    for name in changed_files(directory, manifest):
+        raise InputError(f"{directory}: {name} was changed since it was written; export again")
+    return manifest
+
+
+def changed_files(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the files that are no longer what the export wrote."""
+    return [
+        name
+        for name, entry in manifest["files"].items()
+        if name != JOURNAL and file_sha256(directory / name) != entry["sha256"]
+    ]
+
+
+def load_manifest(directory: Path) -> dict[str, Any]:
+    """Returns the manifest of an export's directory, whose files may have been changed since.
+
+    Raises InputError where there is none, it is not edgeport's, or a file is missing.
+    """
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -73,12 +93,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{path} has schema {manifest.get('schema_version')}, this edgeport reads"
             f" {SCHEMA_VERSION}: export it again"
         )
-    for name, entry in manifest["files"].items():
-        file = directory / name
-        if not file.is_file():
+    for name in manifest["files"]:
+        if not (directory / name).is_file():
             raise InputError(f"{directory}: {name} is missing; export it again")
-        if name != JOURNAL and file_sha256(file) != entry["sha256"]:
-            raise InputError(f"{directory}: {name} was changed since it was written; export again")
     return manifest
 
 
@@ -134,15 +151,16 @@ def _job(
         model=_compiled_from(directory, manifest, name),
         inputs=_inputs(directory, manifest, name),
         device=find_device(manifest["device"]["name"]),
-        precision=_precision(manifest["options"]["precision"]),
+        precision=precision_of(manifest),
         limits=limits,
         journal=directory / JOURNAL,
         workdir=workdir,
     )
 
 
-def _precision(text: str) -> Precision:
+def precision_of(manifest: Mapping[str, Any]) -> Precision:
     """Returns the precision that the manifest states; a graph that was kept is compiled as auto."""
+    text = manifest["options"]["precision"]
     known: tuple[Precision, ...] = (*PRECISIONS, *CONVERTER_PRECISIONS)
     return next((one for one in known if one == text), "auto")
 

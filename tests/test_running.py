@@ -52,7 +52,9 @@ def test_a_missed_tolerance_is_an_error_after_it_was_recorded(export: Path) -> N
     manifest = read_manifest(export)
     manifest["options"]["tolerance_db"] = 90.0
     (export / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(StageFailed, match=r"on local is .* dB from the reference; 90 dB are needed"):
+    with pytest.raises(
+        StageFailed, match=r"on local is .* dB from the reference; 90 dB are needed"
+    ):
         run_at(export, find_place("local"), ["onnx"], limits=LIMITS)
     manifest = read_manifest(export)
     assert any(one["artifact"]["runtime"] == "onnx" for one in manifest["places"])

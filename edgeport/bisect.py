@@ -51,8 +51,8 @@ class Bisection(Serialisable):
     `sqnr_db` is of the stage's own file against the stage before it, at the output and the input
     where it is lowest. `tensor` lies between `before` (the inputs where it is "") and `after`, two
     tensors where the graph can be cut; `missed` is the first of these below `limit_db`. `local_db`
-    is of the operator alone, on the reference's values. `runs` were taken for `articulations` such
-    tensors.
+    is of the operator alone, on the reference's values, whose largest magnitude is `peak`. `runs`
+    were taken for `articulations` such tensors; `refused` says why a part could not be run.
     """
 
     stage: str
@@ -77,6 +77,8 @@ class Bisection(Serialisable):
     after_db: float = float("inf")
     local_db: float = float("inf")
     missed: str = ""
+    peak: float = 0.0
+    refused: tuple[str, ...] = ()
     origin: Origin | None = None
     near: str = ""
 
@@ -241,16 +243,10 @@ def _reference(
         feed = export.fed(stage.before)[sample]
         model = onnx.load(export.directory / stage.before)
         return HostReference(Workbench(model, feed, optimize=False), export.edges(stage.before))
-    source = export.manifest["source"]
-    if source["kind"] == "onnx":
-        raise InputError(
-            f"{source['name']} is an ONNX file: torch has no values for it; name another --stage"
-        )
-    from edgeport.torch_reference import rebuild_reference
+    from edgeport.source_reference import source_reference
 
     answers = dict(zip(export.outputs, export.answers[sample].values(), strict=True))
-    options = export.manifest["options"]
-    return rebuild_reference(source, options, weights, export.feeds[sample], answers)
+    return source_reference(export.manifest, weights, export.feeds[sample], answers)
 
 
 def _executor(export: Exported, stage: Stage) -> Executor:
@@ -280,6 +276,7 @@ def _bisection(
         lowest=search.lowest[1],
         runs=search.counted.runs,
         articulations=len(search.cuts),
+        refused=tuple(search.refused),
     )
     if parted is None:
         return told
@@ -297,6 +294,7 @@ def _bisection(
         after_db=parted.after_db,
         local_db=parted.local_db,
         missed=parted.missed,
+        peak=parted.peak,
         origin=origin,
         near=near,
     )

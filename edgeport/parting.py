@@ -17,6 +17,7 @@ from onnx import helper
 
 from edgeport.articulations import SqnrAt, ancestors, first_below, halvings, noisiest
 from edgeport.compare import max_abs, sqnr_db
+from edgeport.errors import StageFailed
 from edgeport.numerics import INTEGER_STEPS, output_step
 from edgeport.points import (
     Array,
@@ -74,7 +75,8 @@ class Parted:
 
     `before_db` is at the articulation before it (infinite at the inputs), `after_db` at the one
     behind it, `local_db` of the operator alone on the reference's values; `missed` is the first
-    articulation that misses the limit, an earlier one where noise adds up. `nodes` are the
+    articulation that misses the limit, an earlier one where noise adds up; `peak` is the largest
+    magnitude that the reference has in the tensor. `nodes` are the
     indices of its nodes, `node` the one to look at. `model` with `feed` reproduces it and should
     give `expected`. `runs` were taken, for `articulations` points where the graph can be cut.
     """
@@ -91,9 +93,18 @@ class Parted:
     missed: str
     runs: int
     articulations: int
+    peak: float
     model: onnx.ModelProto
     feed: Mapping[str, Array]
     expected: Mapping[str, Array]
+
+
+class _CannotRun(Exception):
+    """Raised for a prefix that the executor does not take."""
+
+    def __init__(self, point: Point) -> None:
+        super().__init__(point.name)
+        self.point = point
 
 
 @dataclass
@@ -124,12 +135,20 @@ class Search:
             for one in cuts
             if one.name == self.output or is_comparable(self.references[one.name])
         )
-        self.known: dict[int, float] = {}
+        self.known: dict[Point, float] = {}
+        self.refused: list[str] = []
         self.lowest = (float("inf"), "")
         self.missed = self.output
 
     def find(self) -> Parted | None:
         """Returns where the graph parts; None where its output holds, and every operator alone."""
+        while True:
+            try:
+                return self._find()
+            except _CannotRun as refused:  # a part that the compiler does not take: cut elsewhere
+                self.cuts = tuple(one for one in self.cuts if one != refused.point)
+
+    def _find(self) -> Parted | None:
         last = len(self.cuts) - 1
         if self.sweep and (found := self._swept()) is not None:
             return found
@@ -184,15 +203,21 @@ class Search:
 
     def prefix_db(self, index: int) -> float:
         """Returns the SQNR at a cut, from real inputs; the first call of a wide run gives all."""
-        if index not in self.known:
-            chosen = range(len(self.cuts)) if self.executor.wide else [index]
-            points = [self.cuts[one] for one in chosen]
+        point = self.cuts[index]
+        if point not in self.known:
+            points = self.cuts if self.executor.wide else (point,)
             nodes = {n for one in points for n in ancestors(self.bench, one.seen)}
-            found = self._compared(sorted(nodes), points, self.bench.feed)
-            self.known.update(zip(chosen, found))
-            for point, value in zip(points, found):
-                self.lowest = min(self.lowest, (value, point.name))
-        return self.known[index]
+            try:
+                found = self.compared(sorted(nodes), points, self.bench.feed)
+            except StageFailed as error:
+                if self.executor.wide or point.name == self.output:
+                    raise
+                self.refused.append(str(error))
+                raise _CannotRun(point) from error
+            self.known.update(zip(points, found))
+            for one, value in zip(points, found):
+                self.lowest = min(self.lowest, (value, one.name))
+        return self.known[point]
 
     def _segment(self, cut: int) -> Parted:
         """Returns the operator between two cuts that parts, the later one of which is `cut`."""
@@ -201,14 +226,14 @@ class Search:
             nodes -= set(ancestors(self.bench, self.cuts[cut - 1].seen))
         inside = tuple(one for one in self.points if self.bench.makers[one.seen] in nodes)
         self._fetch(inside)
-        verdict, place, local_db = _Segment(self, inside).judge()
-        if verdict == "culprit" and local_db >= self._explains_db(cut):
+        segment = _Segment(self, inside)
+        verdict, place = segment.judge()
+        local_db = segment.alone_db(place)
+        shown_db = local_db if verdict == "culprit" else segment.frontier_db(place)
+        if shown_db >= max(self.limit_db, self.prefix_db(cut) + SHARP_DB):
             verdict = "accumulated"  # it explains the segment's loss, and not what was lost before
         chosen = inside[: place + 1] if verdict == "together" else [inside[place]]
         return self._told(cut, chosen, verdict, local_db)
-
-    def _explains_db(self, cut: int) -> float:
-        return max(self.limit_db, self.prefix_db(cut) + SHARP_DB)
 
     def _fetch(self, points: Sequence[Point]) -> None:
         """Gets the reference's values of these points and of what their operators take."""
@@ -235,6 +260,7 @@ class Search:
             missed=self.missed,
             runs=self.counted.runs,
             articulations=len(self.cuts),
+            peak=float(np.abs(self.references[suspect.name].astype(np.float64)).max()),
             model=model,
             feed=self.feed_for(model),
             expected={suspect.seen: self.references[suspect.name]},
@@ -262,7 +288,7 @@ class Search:
             feed[value.name] = np.asarray(array, dtype).reshape(shape)
         return feed
 
-    def _compared(
+    def compared(
         self, nodes: Sequence[int], points: Sequence[Point], feed: Mapping[str, Array] | None = None
     ) -> list[float]:
         """Returns the SQNR in dB of each point, of a run of these nodes alone."""
@@ -292,23 +318,22 @@ class _Segment:
         limit = max(self.search.limit_db, self.frontier_db(last) + STEP_DB)
         return self.search.first_wrong(self.frontier_db, len(self.points), limit)
 
-    def judge(self) -> tuple[Verdict, int, float]:
-        """Returns the verdict, the point, and what its operator alone loses.
+    def judge(self) -> tuple[Verdict, int]:
+        """Returns the verdict and the point.
 
         Where the first suspect alone is right, those before it are run alone too.
         """
         place = self.first_wrong()
         if self._is_cause(place):
-            return "culprit", place, self.alone_db(place)
+            return "culprit", place
         most = SWEPT[self.search.executor.wide]
-        tried = range(max(0, place - most + 1), place + 1)
-        worst = min(tried, key=self.alone_db)
+        worst = min(range(max(0, place - most + 1), place + 1), key=self.alone_db)
         if self._is_cause(worst):
-            return "culprit", worst, self.alone_db(worst)
+            return "culprit", worst
         before = self.frontier_db(place - 1) if place else float("inf")
-        sharp = before - self.frontier_db(place) >= SHARP_DB
-        verdict: Verdict = "together" if sharp else "accumulated"
-        return verdict, place if sharp else worst, self.alone_db(place if sharp else worst)
+        if before - self.frontier_db(place) >= SHARP_DB:
+            return "together", place
+        return "accumulated", worst
 
     def _is_cause(self, place: int) -> bool:
         limit_db = self.search.limit_db
@@ -331,9 +356,8 @@ class _Segment:
     def alone_db(self, place: int) -> float:
         """Returns the SQNR of this point's operator alone."""
         if place not in self.alone:
-            (self.alone[place],) = self._run([self.points[place]], [self.points[place]]) or [
-                float("inf")
-            ]
+            point = self.points[place]
+            (self.alone[place],) = self._run([point], [point])
         return self.alone[place]
 
     def _frontier(self, place: int) -> tuple[Point, ...]:
@@ -343,11 +367,20 @@ class _Segment:
         return (*chosen, self.points[place])
 
     def _run(self, part: Sequence[Point], wanted: Sequence[Point]) -> list[float]:
-        """Returns the SQNR of the wanted points, infinite for those that cannot be compared."""
+        """Returns the SQNR of the wanted points.
+
+        Infinite for those that cannot be compared, and where the compiler does not take the part.
+        """
         references = self.search.references
         able = [one for one in wanted if is_comparable(references[one.name])]
         if not able:
             return [float("inf")] * len(wanted)
         nodes = sorted({index for one in part for index in one.unit})
-        found = dict(zip(able, self.search._compared(nodes, able)))
+        try:
+            found = dict(zip(able, self.search.compared(nodes, able)))
+        except StageFailed as error:
+            if self.search.executor.wide:
+                raise
+            self.search.refused.append(str(error))
+            return [float("inf")] * len(wanted)
         return [found.get(one, float("inf")) for one in wanted]

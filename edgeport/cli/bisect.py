@@ -16,10 +16,11 @@ from edgeport.descriptors import redirected
 if TYPE_CHECKING:
     from edgeport.bisect import Bisected, Bisection
 
+FLOAT16_MAX = 65504.0
 _VERDICTS = {
     "culprit": "this operator alone loses it",
     "together": "alone it is right: it is wrong only with the operators before it",
-    "accumulated": "noise adds up, most of it here; no operator alone is wrong",
+    "accumulated": "noise adds up, here more than elsewhere; no operator alone is wrong",
 }
 
 
@@ -128,6 +129,10 @@ def _found(found: Bisection) -> Iterator[str]:
         f" -> {decibels(found.after_db)} dB at {found.after}"
     )
     yield f"  alone     {decibels(found.local_db)} dB: {_VERDICTS[found.verdict]}"
+    if found.provenance == "emulated" and found.peak > FLOAT16_MAX:
+        yield f"  peak      {found.peak:.3g}: fp16 ends at {FLOAT16_MAX:.0f}"
+    if found.refused:
+        yield f"  refused   {len(found.refused)} parts could not be run, as: {found.refused[0]}"
     if found.missed != found.after:
         yield f"  missed    {found.limit_db:.0f} dB is first missed at {found.missed}"
     yield f"  searched  {runs}"

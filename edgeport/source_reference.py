@@ -1,6 +1,6 @@
-"""torch's own values inside a module, by the names that its ONNX graph has for them.
+"""What an export's source itself computes inside: torch's values, or those of an ONNX file.
 
-The exporter names a tensor for the node of the torch.export graph that gives it; that graph is run
+torch's exporter names a tensor for the node of the torch.export graph that gives it; that graph is run
 node by node.
 """
 
@@ -11,23 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import helper
 
-from edgeport.capture import Outputs, export_program, run_module
+from edgeport.boundary import Boundary
+from edgeport.capture import Outputs, export_program, model_inputs, run_module
 from edgeport.catalog import Source, find_source
 from edgeport.compare import sqnr_db
 from edgeport.errors import InputError
+from edgeport.points import HostReference, Reference
 from edgeport.sources import build
-from edgeport.subgraph import TensorType
+from edgeport.sources.onnx_file import open_onnx
+from edgeport.subgraph import TensorType, Workbench
 from edgeport.types import TensorSpec
 
 if TYPE_CHECKING:
     import torch
     from torch.fx import Node
 
-SAME_DB = 60.0
-"""Two runs of one module on one machine are equal; on another one, their sums round otherwise."""
+SAME_DB, SAME_HALF_DB = 60.0, 20.0
+"""Two runs of one module on one machine are equal; on another one, their sums round otherwise. The
+reference of a float16 module is its graph in float32."""
 
 
 class TorchReference:
@@ -83,27 +88,31 @@ class TorchReference:
             Watched(self._module).run(*tensors)
 
 
-def rebuild_reference(
-    source: Mapping[str, Any],
-    options: Mapping[str, Any],
+def source_reference(
+    manifest: Mapping[str, Any],
     weights: Path | None,
     feed: Mapping[str, NDArray[Any]],
     outputs: Mapping[str, NDArray[Any]],
-) -> TorchReference:
-    """Returns torch's values; `source` and `options` are those of an export's manifest.
+) -> Reference:
+    """Returns what an export's own source computes on a feed: torch's values, or an ONNX file's.
 
     The module is built anew, from the current directory as the export was. Raises InputError where
     the source is not found, or is another by now.
     """
-    from edgeport.boundary import Boundary
-
-    found = _find(source, weights)
-    built = build(found, options["seed"])
-    stated = options["boundary"]
+    options, stated = manifest["options"], manifest["options"]["boundary"]
     boundary = Boundary(*(tuple(stated[key]) for key in ("channel_last", "mean", "std")))
+    source = _find(manifest["source"], weights)
+    if source.kind == "onnx":
+        assert source.path is not None
+        model = open_onnx(source.path, source.inputs)
+        inner = boundary.to_inner(feed, model_inputs(model))
+        found = HostReference(Workbench(ir.to_proto(model), inner, optimize=False))
+        _check_same(source, tuple(found.values(list(outputs)).values()), outputs)
+        return found
+    built = build(source, options["seed"])
     inner = boundary.to_inner(feed, built.inputs)
     inner = {name: array.astype(_dtype(built.inputs, name)) for name, array in inner.items()}
-    _check_same(found, run_module(built.module, [inner])[0], outputs)
+    _check_same(source, run_module(built.module, [inner])[0], outputs)
     program = export_program(built.module, inner).exported_program
     assert program is not None
     return TorchReference(program, inner, outputs)
@@ -127,14 +136,15 @@ def _find(source: Mapping[str, Any], weights: Path | None) -> Source:
         )
     except InputError as error:
         raise InputError(
-            f"torch's values need the model's source: {error}; start where the export was started"
+            f"the values inside need the model's source: {error}; start where the export was started"
         ) from error
 
 
 def _check_same(source: Source, now: Outputs, then: Mapping[str, NDArray[Any]]) -> None:
     pairs = list(zip(then.values(), now))
     same = len(now) == len(then) and all(one.shape == other.shape for one, other in pairs)
-    if not same or min(sqnr_db(*pair) for pair in pairs) < SAME_DB:
+    least_db = SAME_HALF_DB if any(one.dtype == np.float16 for one in now) else SAME_DB
+    if not same or min(sqnr_db(*pair) for pair in pairs) < least_db:
         raise InputError(
             f"{source.text} gives other answers than when it was exported: its code, its weights or"
             " a package has changed; export it again"

@@ -19,12 +19,12 @@ from typing import Any
 import onnx
 
 from edgeport.compare import sqnr_db
-from edgeport.errors import EdgeportError, InputError, StageFailed
-from edgeport.executors import Compiled, OnHost
+from edgeport.errors import EdgeportError, StageFailed
+from edgeport.executors import Compiled, Executor, OnHost
 from edgeport.fingerprint import file_sha256
 from edgeport.origins import Origin, origin_of
 from edgeport.parities import CAPTURE, CAPTURED, Exported, Stage
-from edgeport.parting import Executor, Parted, Search
+from edgeport.parting import Parted, Search
 from edgeport.passes import EXACT_DB, all_passes, module_of, tolerance_db
 from edgeport.passes.apply import Applied, Step
 from edgeport.points import Array, HostReference, Reference
@@ -64,6 +64,7 @@ class Bisection(Serialisable):
     sqnr_db: float
     lowest_db: float
     lowest: str
+    computed: str
     runs: int = 0
     articulations: int = 0
     tensor: str = ""
@@ -88,11 +89,13 @@ class Bisected(Serialisable):
     """What a bisection found, what the other stages gave, and where the part was written.
 
     `checked` are (stage, SQNR in dB, limit in dB). `found` is None where every stage holds.
+    `complete` is False where a runtime should have run here, and could not.
     """
 
     found: Bisection | None
     checked: tuple[tuple[str, float, float], ...]
     notes: tuple[str, ...]
+    complete: bool = True
     written: str = ""
 
 
@@ -114,7 +117,7 @@ def bisect(
     export = Exported(directory, limits)
     target = output_dir or directory.with_name(f"{directory.resolve().name}.bisect")
     notes = [f"{name} was changed since it was exported" for name in export.changed]
-    checked = []
+    checked, complete = [], True
     for one in [export.stage(stage)] if stage else export.stages:
         progress(one.name)
         limit = min_sqnr if min_sqnr is not None else expected_db(export, one)
@@ -124,6 +127,7 @@ def bisect(
             if stage or one.runtime == "":
                 raise
             notes.append(f"{one.name} was not run: {error}")
+            complete = complete and RUNTIMES[one.runtime].runs_as is None
             continue
         checked.append((one.name, worst.sqnr_db, limit))
         sweep = one.name == "quantize"
@@ -137,8 +141,8 @@ def bisect(
             if parted is not None:
                 _write(target, parted, found, directory)
             written = str(target) if parted is not None else ""
-            return Bisected(found, tuple(checked), tuple(notes), written)
-    return Bisected(None, tuple(checked), tuple(notes))
+            return Bisected(found, tuple(checked), tuple(notes), complete, written)
+    return Bisected(None, tuple(checked), tuple(notes), complete)
 
 
 def expected_db(export: Exported, stage: Stage) -> float:
@@ -148,10 +152,10 @@ def expected_db(export: Exported, stage: Stage) -> float:
     to. Elsewhere what the recipe or --min-sqnr asked for, else 20 dB for 8-bit activations, 30 dB
     for 16-bit ones and for fp16.
     """
-    made = [a for a in export.manifest["artifacts"] if a["path"] == stage.file]
+    made = _artifacts(export, stage)
     if not stage.runtime and stage.name != "quantize":
         return _exact_db(made[0]["steps"] if stage.name != CAPTURE else [])
-    computed = str(made[-1]["computed"])
+    computed = _computed(export, stage)
     if computed == "fp32":
         return EXACT_DB
     options = export.manifest["options"]
@@ -161,6 +165,15 @@ def expected_db(export: Exported, stage: Stage) -> float:
     if computed == "fp16":
         return FLOAT16_DB
     return WORDS_DB if computed.endswith("a16") or computed == "mixed" else BYTES_DB
+
+
+def _artifacts(export: Exported, stage: Stage) -> list[dict[str, Any]]:
+    return [one for one in export.manifest["artifacts"] if one["path"] == stage.file]
+
+
+def _computed(export: Exported, stage: Stage) -> str:
+    """Returns the type that the stage computes in."""
+    return str(_artifacts(export, stage)[-1]["computed"])
 
 
 def _exact_db(steps: Sequence[Sequence[Any]]) -> float:
@@ -274,6 +287,7 @@ def _bisection(
         sqnr_db=worst.sqnr_db,
         lowest_db=search.lowest[0],
         lowest=search.lowest[1],
+        computed=_computed(export, stage),
         runs=search.counted.runs,
         articulations=len(search.cuts),
         refused=tuple(search.refused),

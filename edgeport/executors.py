@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import onnx
 from numpy.typing import NDArray
@@ -18,6 +18,32 @@ from edgeport.subgraph import run_on_host, save_onnx
 from edgeport.types import Device, Precision
 
 Array = NDArray[Any]
+
+
+class Executor(Protocol):
+    """What runs the parts of a graph."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether a run may show any number of tensors without being changed by it."""
+        ...
+
+    def run(self, model: onnx.ModelProto, feed: Mapping[str, Array]) -> Sequence[Array]:
+        """Returns the outputs in the graph's order; raises StageFailed."""
+        ...
+
+
+@dataclass
+class Counted:
+    """An executor that counts its runs."""
+
+    executor: Executor
+    runs: int = 0
+
+    def run(self, model: onnx.ModelProto, feed: Mapping[str, Array]) -> Sequence[Array]:
+        """Returns the outputs; one run more."""
+        self.runs += 1
+        return self.executor.run(model, feed)
 
 
 @dataclass(frozen=True)

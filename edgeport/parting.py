@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -18,7 +18,8 @@ from onnx import helper
 from edgeport.articulations import SqnrAt, ancestors, first_below, halvings, noisiest
 from edgeport.compare import max_abs, sqnr_db
 from edgeport.errors import StageFailed
-from edgeport.numerics import INTEGER_STEPS, output_step
+from edgeport.executors import Counted, Executor
+from edgeport.numerics import INTEGER_DB, INTEGER_STEPS, output_step
 from edgeport.points import (
     Array,
     Point,
@@ -43,42 +44,16 @@ Verdict = Literal["culprit", "together", "accumulated"]
 operator loses a little."""
 
 
-class Executor(Protocol):
-    """What runs the parts of a graph."""
-
-    @property
-    def wide(self) -> bool:
-        """Whether a run may show any number of tensors without being changed by it."""
-        ...
-
-    def run(self, model: onnx.ModelProto, feed: Mapping[str, Array]) -> Sequence[Array]:
-        """Returns the outputs in the graph's order; raises StageFailed."""
-        ...
-
-
-@dataclass
-class Counted:
-    """An executor that counts its runs."""
-
-    executor: Executor
-    runs: int = 0
-
-    def run(self, model: onnx.ModelProto, feed: Mapping[str, Array]) -> Sequence[Array]:
-        """Returns the outputs; one run more."""
-        self.runs += 1
-        return self.executor.run(model, feed)
-
-
 @dataclass(frozen=True)
 class Parted:
     """Where a graph parts from its reference, and the part that shows it.
 
     `before_db` is at the articulation before it (infinite at the inputs), `after_db` at the one
-    behind it, `local_db` of the operator alone on the reference's values; `missed` is the first
-    articulation that misses the limit, an earlier one where noise adds up; `peak` is the largest
-    magnitude that the reference has in the tensor. `nodes` are the
-    indices of its nodes, `node` the one to look at. `model` with `feed` reproduces it and should
-    give `expected`. `runs` were taken, for `articulations` points where the graph can be cut.
+    behind it, `local_db` of the operator alone on the reference's values, in which the tensor's
+    largest magnitude is `peak`. `missed` is the first articulation that misses the limit, an
+    earlier one where noise adds up, "" where none does. `nodes` are the indices of its nodes,
+    `node` the one to look at. `model` with `feed` reproduces it and should give `expected`. `runs`
+    were taken, for `articulations` points where the graph can be cut.
     """
 
     tensor: str
@@ -138,7 +113,7 @@ class Search:
         self.known: dict[Point, float] = {}
         self.refused: list[str] = []
         self.lowest = (float("inf"), "")
-        self.missed = self.output
+        self.missed = ""
 
     def find(self) -> Parted | None:
         """Returns where the graph parts; None where its output holds, and every operator alone."""
@@ -149,18 +124,24 @@ class Search:
                 self.cuts = tuple(one for one in self.cuts if one != refused.point)
 
     def _find(self) -> Parted | None:
-        last = len(self.cuts) - 1
         if self.sweep and (found := self._swept()) is not None:
             return found
-        if self.prefix_db(last) >= self.limit_db:
+        if self.prefix_db(len(self.cuts) - 1) >= self.limit_db:
             return None
-        first = self.first_wrong(self.prefix_db, len(self.cuts), self.limit_db)
-        self.missed = self.cuts[first].name
-        before = self.prefix_db(first - 1) if first else float("inf")
-        if before - self.prefix_db(first) < SHARP_DB:  # it crept below: where does most come from?
+        first = self._note_missed()
+        if self._crept(first):  # where does most of it come from?
             found_at = noisiest(self.prefix_db, first, halvings(first) + 2)
             first = first if found_at is None else found_at
         return self._segment(first)
+
+    def _note_missed(self) -> int:
+        """Returns the first cut that misses the limit; one past the last where the output holds."""
+        count = len(self.cuts)
+        if self.prefix_db(count - 1) >= self.limit_db:
+            return count
+        first = self.first_wrong(self.prefix_db, count, self.limit_db)
+        self.missed = self.cuts[first].name
+        return first
 
     def first_wrong(self, at: SqnrAt, count: int, limit_db: float) -> int:
         """Returns the first index from which on the SQNR is below the limit; the last one's is.
@@ -173,13 +154,17 @@ class Search:
         return 1 + max((one for one in range(count) if at(one) >= limit_db), default=-1)
 
     def _swept(self) -> Parted | None:
-        """Returns the first operator that alone, on the reference's values, is wrong."""
+        """Returns the first operator that alone, on the reference's values, is wrong.
+
+        Wrong is what `edgeport.numerics` calls so, whatever the whole graph has to hold.
+        """
         self._fetch(self.points)
         for point, (value, steps) in zip(self.points, self._each_alone()):
-            if value < self.limit_db and steps > INTEGER_STEPS:
+            if value < min(self.limit_db, INTEGER_DB) and steps > INTEGER_STEPS:
                 owners = (set(ancestors(self.bench, one.seen)) for one in self.cuts)
                 maker = self.bench.makers[point.seen]
                 cut = next(index for index, nodes in enumerate(owners) if maker in nodes)
+                self._note_missed()
                 return self._told(cut, [point], "culprit", value)
         return None
 
@@ -229,11 +214,14 @@ class Search:
         segment = _Segment(self, inside)
         verdict, place = segment.judge()
         local_db = segment.alone_db(place)
-        shown_db = local_db if verdict == "culprit" else segment.frontier_db(place)
-        if shown_db >= max(self.limit_db, self.prefix_db(cut) + SHARP_DB):
-            verdict = "accumulated"  # it explains the segment's loss, and not what was lost before
+        if self._crept(cut) and local_db >= max(self.limit_db, self.prefix_db(cut) + STEP_DB):
+            verdict = "accumulated"  # most was lost before this segment
         chosen = inside[: place + 1] if verdict == "together" else [inside[place]]
         return self._told(cut, chosen, verdict, local_db)
+
+    def _crept(self, cut: int) -> bool:
+        """Returns whether the SQNR at a cut is not far below that at the cut before it."""
+        return cut > 0 and self.prefix_db(cut - 1) - self.prefix_db(cut) < SHARP_DB
 
     def _fetch(self, points: Sequence[Point]) -> None:
         """Gets the reference's values of these points and of what their operators take."""
@@ -321,24 +309,17 @@ class _Segment:
     def judge(self) -> tuple[Verdict, int]:
         """Returns the verdict and the point.
 
-        Where the first suspect alone is right, those before it are run alone too.
+        Where the loss crept up to the first suspect, those before it are run alone too.
         """
-        place = self.first_wrong()
-        if self._is_cause(place):
+        place, limit_db = self.first_wrong(), self.search.limit_db
+        here = self.frontier_db(place)
+        if self.alone_db(place) < limit_db:
             return "culprit", place
+        if not place or self.frontier_db(place - 1) - here >= SHARP_DB:
+            return "culprit" if self.alone_db(place) < here + SHARP_DB else "together", place
         most = SWEPT[self.search.executor.wide]
         worst = min(range(max(0, place - most + 1), place + 1), key=self.alone_db)
-        if self._is_cause(worst):
-            return "culprit", worst
-        before = self.frontier_db(place - 1) if place else float("inf")
-        if before - self.frontier_db(place) >= SHARP_DB:
-            return "together", place
-        return "accumulated", worst
-
-    def _is_cause(self, place: int) -> bool:
-        limit_db = self.search.limit_db
-        lost_db = self.frontier_db(len(self.points) - 1)
-        return self.alone_db(place) < max(limit_db, lost_db + SHARP_DB)
+        return "culprit" if self.alone_db(worst) < limit_db else "accumulated", worst
 
     def frontier_db(self, place: int) -> float:
         """Returns the lowest SQNR of what is read after this point, of the nodes up to it."""

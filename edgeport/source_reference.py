@@ -1,7 +1,7 @@
 """What an export's source itself computes inside: torch's values, or those of an ONNX file.
 
-torch's exporter names a tensor for the node of the torch.export graph that gives it; that graph is run
-node by node.
+torch's exporter names a tensor for the node of the torch.export graph that gives it; that graph is
+run node by node.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _find(source: Mapping[str, Any], weights: Path | None) -> Source:
         )
     except InputError as error:
         raise InputError(
-            f"the values inside need the model's source: {error}; start where the export was started"
+            f"torch's values need the model's source: {error}; start where the export was started"
         ) from error
 
 

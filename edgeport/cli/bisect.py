@@ -67,7 +67,8 @@ def bisect(
 ) -> None:
     """Find the first tensor at which a stage of the export in DIRECTORY parts from the one before.
 
-    Exit code 1 where a stage misses its limit, 0 where all hold.
+    Exit code 1 where a stage misses its limit or an operator is wrong, 0 where all hold, 3 where
+    they do and one could not run. A file that was replaced since the export is taken as it is now.
     """
     from edgeport.bisect import bisect as find
     from edgeport.runtimes.worker import Limits
@@ -88,7 +89,7 @@ def bisect(
     else:
         for line in _lines(result):
             click.echo(line)
-    ctx.exit(1 if result.found else 0)
+    ctx.exit(1 if result.found else 0 if result.complete else 3)
 
 
 def _lines(result: Bisected) -> Iterator[str]:
@@ -122,18 +123,21 @@ def _found(found: Bisection) -> Iterator[str]:
     yield f"  tensor    {found.tensor}"
     yield f"  operator  {found.operator} {found.node}"
     if found.origin is not None:
-        yield f"  module    {found.origin}{f' (known of {found.near}, before it)' if found.near else ''}"
+        near = f" (known of {found.near}, before it)" if found.near else ""
+        yield f"  module    {found.origin}{near}"
     before = f"at {found.before}" if found.before else "at the inputs"
     yield (
         f"  SQNR      {decibels(found.before_db)} {'dB ' if found.before else ''}{before}"
         f" -> {decibels(found.after_db)} dB at {found.after}"
     )
     yield f"  alone     {decibels(found.local_db)} dB: {_VERDICTS[found.verdict]}"
-    if found.provenance == "emulated" and found.peak > FLOAT16_MAX:
+    if found.computed == "fp16" and found.peak > FLOAT16_MAX:
         yield f"  peak      {found.peak:.3g}: fp16 ends at {FLOAT16_MAX:.0f}"
     if found.refused:
         yield f"  refused   {len(found.refused)} parts could not be run, as: {found.refused[0]}"
-    if found.missed != found.after:
+    if not found.missed:
+        yield f"  output    holds {found.limit_db:.0f} dB all the same"
+    elif found.missed != found.after:
         yield f"  missed    {found.limit_db:.0f} dB is first missed at {found.missed}"
     yield f"  searched  {runs}"
     if found.verdict == "accumulated" and found.stage == "quantize":

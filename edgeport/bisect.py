@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -318,7 +318,8 @@ def _origin(export: Exported, bench: Workbench, parted: Parted) -> tuple[Origin 
     """Returns where in torch's module the node comes from, and the tensor that this is known of.
 
     Passes and onnxsim drop what the exporter wrote beside a node, and keep most names: model.onnx
-    is asked, else for the nearest tensor before it. The tensor is "" where it is the node itself.
+    is asked, and where a pass made the node, of the next tensor behind it that has kept its name:
+    what replaces an operator leads to its output. The tensor is "" where it is the node itself.
     """
     captured = onnx.load(export.directory / CAPTURED, load_external_data=False)
     found = [(node, origin) for node in captured.graph.node if (origin := origin_of(node))]
@@ -328,15 +329,38 @@ def _origin(export: Exported, bench: Workbench, parted: Parted) -> tuple[Origin 
         return own, ""
     if parted.tensor in by_tensor:
         return by_tensor[parted.tensor], ""
-    waiting, seen = [parted.tensor], set()
+    for follow in (_readers(bench), _makers(bench)):
+        near = _nearest(parted.tensor, follow, by_tensor)
+        if near:
+            return by_tensor[near], near
+    return None, ""
+
+
+def _readers(bench: Workbench) -> Callable[[str], Iterable[str]]:
+    """Returns a function: a tensor -> what is made of it at once."""
+    made: dict[str, list[str]] = {}
+    for node in bench.nodes:
+        for name in used_names(node):
+            made.setdefault(name, []).extend(node.output)
+    return lambda name: made.get(name, ())
+
+
+def _makers(bench: Workbench) -> Callable[[str], Iterable[str]]:
+    """Returns a function: a tensor -> what it is made of at once."""
+    return lambda name: used_names(bench.nodes[bench.makers[name]]) if name in bench.makers else ()
+
+
+def _nearest(start: str, follow: Callable[[str], Iterable[str]], known: Collection[str]) -> str:
+    """Returns the nearest known tensor in one direction, "" where there is none."""
+    waiting, seen = [start], {start}
     while waiting:
         name = waiting.pop(0)
-        if name in by_tensor:
-            return by_tensor[name], name
-        if name in bench.makers and name not in seen:
-            seen.add(name)
-            waiting += used_names(bench.nodes[bench.makers[name]])
-    return None, ""
+        if name in known:
+            return name
+        new = [one for one in follow(name) if one not in seen]
+        seen.update(new)
+        waiting += new
+    return ""
 
 
 def _write(target: Path, parted: Parted, found: Bisection, directory: Path) -> None:

@@ -194,7 +194,8 @@ def compare_stages(
             if stage.model not in plain:
                 plain[stage.model] = export.run_graph(stage.model, optimize=False)
             found = _rows(export, stage, plain[stage.model])
-            notes += _doubts(export, stage, plain[stage.model], found)
+            between = distances(export.answers, plain[stage.model])
+            notes += doubts(stage, between, found)
         except EdgeportError as error:
             absent = bool(stage.runtime) and RUNTIMES[stage.runtime].runs_as is None
             problem = "nothing here runs it" if absent else str(error)
@@ -233,18 +234,19 @@ def distances(references: Sequence[Sample], actual: Sequence[Sample]) -> list[Di
     return found
 
 
-def _doubts(
-    export: Exported, stage: Stage, plain: list[Sample], rows: Sequence[Parity]
-) -> list[str]:
-    """Returns a sentence for each output whose references differ more than the stage does."""
-    doubts = []
-    for row, between in zip(rows, distances(export.answers, plain), strict=True):
+def doubts(stage: Stage, between: Sequence[Distance], rows: Sequence[Parity]) -> list[str]:
+    """Returns a sentence for each output whose references differ more than the stage does.
+
+    `between` is how far the second reference is from the first, per output.
+    """
+    found = []
+    for row, apart in zip(rows, between, strict=True):
         assert row.torch is not None and row.graph is not None
         nearest = min(row.torch.sqnr_db, row.graph.sqnr_db)
-        if between.sqnr_db < min(nearest - 0.1, EXACT_DB):
-            doubts.append(
-                f"{stage.name}, {row.output}: the two references are {between.sqnr_db:.1f} dB"
-                f" apart, more than {stage.file} is from either ({nearest:.1f} dB): what the table"
-                f" shows is mostly the loss of {stage.model}, not of what runs it"
+        if apart.sqnr_db < min(nearest - 0.1, EXACT_DB):
+            found.append(
+                f"{stage.name}, {row.output}: the two references are {apart.sqnr_db:.1f} dB apart,"
+                f" more than {stage.file} is from either ({nearest:.1f} dB): what the table shows"
+                f" is mostly the loss of {stage.model}, not of what runs it"
             )
-    return doubts
+    return found

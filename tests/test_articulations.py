@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +23,7 @@ from edgeport.articulations import (
     noisiest,
 )
 from edgeport.compare import sqnr_db
+from edgeport.errors import StageFailed
 from edgeport.executors import OnHost
 from edgeport.parting import Parted, Search
 from edgeport.points import HostReference, apart, find_points
@@ -245,3 +247,32 @@ def test_apart_gives_each_operator_its_own_inputs() -> None:
     expected = (np.tanh(feed["x"]), feed["a"] + weight, feed["a"] * feed["b"])
     for name, one in zip(wanted, expected, strict=True):
         np.testing.assert_allclose(answers[name], one, rtol=1e-5)
+
+
+class Refusing(OnHost):
+    """Takes no part that gives one of these tensors alone, as a compiler may."""
+
+    def run(self, model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        if [value.name for value in model.graph.output] in (["t5"], ["t6"]):
+            raise StageFailed("lower", "the compiler does not take it")
+        return super().run(model, feed)
+
+
+def test_a_part_that_is_refused_is_passed_over() -> None:
+    names = ["x", *(f"t{i}" for i in range(12))]
+    nodes = [node("Tanh", one, other) for one, other in pairwise(names)]
+    proto = model(nodes, {"x": SHAPE}, {names[-1]: SHAPE})
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(proto)
+    wrong.graph.node[7].op_type = "Sigmoid"
+    reference = HostReference(bench_of(proto))
+    looking = Search(bench_of(wrong), reference, Refusing(wide=False), "t11", 60.0)
+    found = looking.find()
+    assert found is not None
+    assert found.node.name == "n_t7"
+    assert found.articulations < 12
+    assert set(looking.refused) == {"lower: the compiler does not take it"}
+    wrong.graph.node[-1].output[0] = wrong.graph.output[0].name = "t6"  # the whole graph is refused
+    wrong.graph.node[6].output[0] = wrong.graph.node[7].input[0] = "other"
+    with pytest.raises(StageFailed, match="does not take it"):
+        Search(bench_of(wrong), reference, Refusing(wide=False), "t6", 60.0).find()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeport.cli.compare import decibels
 from edgeport.cli.export import show_progress
 from edgeport.descriptors import redirected
 
@@ -97,12 +96,12 @@ def _lines(result: Bisected) -> Iterator[str]:
         yield f"note: {note}"
     for name, found_db, limit_db in result.checked:
         verdict = "holds" if found_db >= limit_db else "misses"
-        yield f"{name}: {decibels(found_db)} dB, {verdict} {limit_db:.0f}"
+        yield f"{name}: {_decibels(found_db)}, {verdict} {limit_db:.0f} dB"
     if result.found is not None:
         yield from _found(result.found)
     elif result.checked:
         name, lowest, _ = min(result.checked, key=lambda one: one[1])
-        yield f"nothing parts; the lowest SQNR is {decibels(lowest)} dB, at {name}"
+        yield f"nothing parts; the lowest SQNR is {_decibels(lowest)}, at {name}"
     if result.written:
         yield f"wrote {result.written}: repro.onnx with its inputs and the answer it should give"
 
@@ -116,21 +115,21 @@ def _found(found: Bisection) -> Iterator[str]:
     if not found.tensor:
         yield (
             f"no tensor parts ({runs}): compiled again, the graph holds {found.limit_db:.0f} dB"
-            f" (lowest {decibels(found.lowest_db)} dB); the export's own file is another: export"
+            f" (lowest {_decibels(found.lowest_db)}); the export's own file is another: export"
             " again"
         )
         return
     yield f"  tensor    {found.tensor}"
     yield f"  operator  {found.operator} {found.node}"
     if found.origin is not None:
-        near = f" (known of {found.near}, before it)" if found.near else ""
+        near = f" (known of {found.near}, near it)" if found.near else ""
         yield f"  module    {found.origin}{near}"
     before = f"at {found.before}" if found.before else "at the inputs"
     yield (
-        f"  SQNR      {decibels(found.before_db)} {'dB ' if found.before else ''}{before}"
-        f" -> {decibels(found.after_db)} dB at {found.after}"
+        f"  SQNR      {_decibels(found.before_db)} {before} -> {_decibels(found.after_db)} at"
+        f" {found.after}"
     )
-    yield f"  alone     {decibels(found.local_db)} dB: {_VERDICTS[found.verdict]}"
+    yield f"  alone     {_decibels(found.local_db)}: {_VERDICTS[found.verdict]}"
     if found.computed == "fp16" and found.peak > FLOAT16_MAX:
         yield f"  peak      {found.peak:.3g}: fp16 ends at {FLOAT16_MAX:.0f}"
     if found.refused:
@@ -142,3 +141,8 @@ def _found(found: Bisection) -> Iterator[str]:
     yield f"  searched  {runs}"
     if found.verdict == "accumulated" and found.stage == "quantize":
         yield "  next      --precision auto gives the worst layers more bits; edgeport sensitivity"
+
+
+def _decibels(value: float) -> str:
+    """Returns an SQNR in words: identical arrays have an infinite one."""
+    return "exact" if value == float("inf") else f"{value:.1f} dB"

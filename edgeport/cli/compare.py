@@ -79,9 +79,5 @@ def _table(rows: Sequence[Parity]) -> Table:
 def _numbers(one: Distance | None) -> tuple[str, str, str]:
     if one is None:
         return "-", "-", "-"
-    return decibels(one.sqnr_db), f"{one.max_abs:.3g}", f"{one.cosine:.6f}"
-
-
-def decibels(value: float) -> str:
-    """Returns an SQNR in words: identical arrays have an infinite one."""
-    return "exact" if value == float("inf") else f"{value:.1f}"
+    sqnr = "exact" if one.sqnr_db == float("inf") else f"{one.sqnr_db:.1f}"
+    return sqnr, f"{one.max_abs:.3g}", f"{one.cosine:.6f}"

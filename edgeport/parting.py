@@ -214,8 +214,9 @@ class Search:
         segment = _Segment(self, inside)
         verdict, place = segment.judge()
         local_db = segment.alone_db(place)
-        if self._crept(cut) and local_db >= max(self.limit_db, self.prefix_db(cut) + STEP_DB):
-            verdict = "accumulated"  # most was lost before this segment
+        shown_db = segment.frontier_db(len(inside) - 1)
+        if min(local_db, shown_db) >= max(self.limit_db, self.prefix_db(cut) + STEP_DB):
+            verdict = "accumulated"  # on the reference's values the segment is right
         chosen = inside[: place + 1] if verdict == "together" else [inside[place]]
         return self._told(cut, chosen, verdict, local_db)
 

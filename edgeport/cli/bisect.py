@@ -19,7 +19,7 @@ FLOAT16_MAX = 65504.0
 _VERDICTS = {
     "culprit": "this operator alone loses it",
     "together": "alone it is right: it is wrong only with the operators before it",
-    "accumulated": "noise adds up, here more than elsewhere; no operator alone is wrong",
+    "accumulated": "alone it is right: the noise of the operators before it adds up",
 }
 
 

@@ -14,8 +14,8 @@ from edgeport.feeds import PARITY_INPUTS, PARITY_OUTPUTS
 from edgeport.passes import EXACT_DB
 from edgeport.plan import CONVERTED, OPTIMIZED
 from edgeport.private import scratch_directory
-from edgeport.quantize.integer_io import Edges, decode_outputs, encode_feed
-from edgeport.running import QUANTIZED, changed_files, integer_edges, load_manifest
+from edgeport.quantize.integer_io import Affine, Edges, decode_outputs, encode_feed
+from edgeport.running import changed_files, load_manifest
 from edgeport.runtimes import RUNTIMES, find_runtime
 from edgeport.runtimes.lowering import run_compiled
 from edgeport.runtimes.onnx import Session
@@ -23,7 +23,7 @@ from edgeport.runtimes.samples import Sample, load_samples, named_outputs, save_
 from edgeport.runtimes.worker import Limits
 from edgeport.types import Provenance, Serialisable
 
-CAPTURE, CAPTURED = "capture", "model.onnx"
+CAPTURE, CAPTURED, QUANTIZED = "capture", "model.onnx", "quantized.onnx"
 _MAKERS = {OPTIMIZED: "passes", CONVERTED: "passes-gpu", QUANTIZED: "quantize"}
 _BEFORE = {OPTIMIZED: CAPTURED, CONVERTED: CAPTURED, QUANTIZED: OPTIMIZED}
 
@@ -76,7 +76,10 @@ class Exported:
 
     def edges(self, model: str) -> Edges:
         """Returns how the integer inputs and outputs of one of the ONNX files are read."""
-        return integer_edges(self.manifest, model)
+        if model != QUANTIZED:
+            return {}
+        scales = self.manifest.get("io_scales", {})
+        return {name: Affine(**scales[name]) for name in self.manifest.get("integer_io", ())}
 
     def fed(self, model: str) -> list[Sample]:
         """Returns the parity inputs as an ONNX file takes them."""

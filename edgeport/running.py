@@ -16,7 +16,7 @@ from edgeport.parity import compared, described, hold
 from edgeport.places import JOURNAL, Job, Place, Ran
 from edgeport.plan import CONVERTED, OPTIMIZED
 from edgeport.private import scratch_directory
-from edgeport.quantize.integer_io import Affine, Edges, decode_outputs
+from edgeport.quantize.integer_io import decode_outputs, load_edges
 from edgeport.report import SCHEMA_VERSION, write_manifest
 from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.onnx import Session
@@ -31,8 +31,6 @@ from edgeport.types import (
     Precision,
     plain,
 )
-
-QUANTIZED = "quantized.onnx"
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def precision_of(manifest: Mapping[str, Any]) -> Precision:
 def _compiled_from(directory: Path, manifest: Mapping[str, Any], name: str) -> Path:
     """Returns the ONNX file that the runtime's files were compiled from."""
     rewritten = RUNTIMES[name].compiles == "rewritten"
-    names = (CONVERTED,) if rewritten else (QUANTIZED, OPTIMIZED)
+    names = (CONVERTED,) if rewritten else ("quantized.onnx", OPTIMIZED)
     return directory / next(file for file in names if file in manifest["files"])
 
 
@@ -185,8 +183,7 @@ def _judged(
     references = load_samples(directory / PARITY_OUTPUTS)
     file = job.files[0]
     sha = file_sha256(file)
-    edges = integer_edges(manifest, job.model.name)
-    parity = compared(references, _decoded(job.model, edges, ran.outputs), ran.provenance, sha)
+    parity = compared(references, _decoded(job.model, ran.outputs), ran.provenance, sha)
     computed = next(
         one["computed"] for one in reversed(manifest["artifacts"]) if one["runtime"] == job.runtime
     )
@@ -195,16 +192,9 @@ def _judged(
     return PlaceRun(place, artifact, measured, ran.notes)
 
 
-def integer_edges(manifest: Mapping[str, Any], model: str) -> Edges:
-    """Returns how the integer inputs and outputs of one of an export's ONNX files are read."""
-    if model != QUANTIZED:
-        return {}
-    scales = manifest.get("io_scales", {})
-    return {name: Affine(**scales[name]) for name in manifest.get("integer_io", ())}
-
-
-def _decoded(model: Path, edges: Edges, outputs: Sequence[Sample]) -> list[Sample]:
+def _decoded(model: Path, outputs: Sequence[Sample]) -> list[Sample]:
     """Returns the outputs as real numbers: those of a graph with integer outputs are scaled."""
+    edges = load_edges(model)
     if not edges:
         return list(outputs)
     names = Session(model).output_names()

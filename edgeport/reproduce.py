@@ -13,7 +13,7 @@ from edgeport.fingerprint import file_sha256
 from edgeport.pipeline import export
 from edgeport.places import JOURNAL
 from edgeport.private import scratch_directory
-from edgeport.running import read_manifest
+from edgeport.running import load_manifest
 from edgeport.runtimes import RUNTIMES
 from edgeport.types import Serialisable
 
@@ -69,7 +69,7 @@ def reproduce(
     lies elsewhere by now. Raises InputError for a directory that is no export or a source that is
     not to be had, and what `export` raises.
     """
-    manifest = read_manifest(directory, checked=False)
+    manifest = load_manifest(directory)
     request = {**manifest["request"], **(overrides or {})}
     with scratch_directory() as folder:
         made = export(

@@ -54,11 +54,31 @@ class PlaceRun:
         }
 
 
-def read_manifest(directory: Path, *, checked: bool = True) -> dict[str, Any]:
+def read_manifest(directory: Path) -> dict[str, Any]:
     """Returns the manifest of an export's directory.
 
-    Raises InputError where there is none, or it is not edgeport's; and, if `checked`, where a file
-    is missing or was changed since.
+    Raises InputError where there is none, it is not edgeport's, or a file is missing or was changed
+    since.
+    """
+    manifest = load_manifest(directory)
+    for name in changed_files(directory, manifest):
+        raise InputError(f"{directory}: {name} was changed since it was written; export again")
+    return manifest
+
+
+def changed_files(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the files that are no longer what the export wrote."""
+    return [
+        name
+        for name, entry in manifest["files"].items()
+        if name != JOURNAL and file_sha256(directory / name) != entry["sha256"]
+    ]
+
+
+def load_manifest(directory: Path) -> dict[str, Any]:
+    """Returns the manifest of an export's directory, whose files may have been changed since.
+
+    Raises InputError where there is none, it is not edgeport's, or a file is missing.
     """
     path = directory / MANIFEST
     try:
@@ -75,18 +95,10 @@ def read_manifest(directory: Path, *, checked: bool = True) -> dict[str, Any]:
             f"{path} has schema {manifest.get('schema_version')}, this edgeport reads"
             f" {SCHEMA_VERSION}: export it again"
         )
-    if checked:
-        _check_files(directory, manifest)
-    return manifest
-
-
-def _check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
-    for name, entry in manifest["files"].items():
-        file = directory / name
-        if not file.is_file():
+    for name in manifest["files"]:
+        if not (directory / name).is_file():
             raise InputError(f"{directory}: {name} is missing; export it again")
-        if name != JOURNAL and file_sha256(file) != entry["sha256"]:
-            raise InputError(f"{directory}: {name} was changed since it was written; export again")
+    return manifest
 
 
 def run_at(
@@ -146,7 +158,7 @@ def _job(
         model=_compiled_from(directory, manifest, name),
         inputs=_inputs(directory, manifest, name),
         device=find_device(manifest["device"]["name"]),
-        precision=_precision(manifest["options"]["precision"]),
+        precision=precision_of(manifest),
         limits=limits,
         journal=directory / JOURNAL,
         workdir=workdir,
@@ -154,8 +166,9 @@ def _job(
     )
 
 
-def _precision(text: str) -> Precision:
+def precision_of(manifest: Mapping[str, Any]) -> Precision:
     """Returns the precision that the manifest states; a graph that was kept is compiled as auto."""
+    text = manifest["options"]["precision"]
     known: tuple[Precision, ...] = (*PRECISIONS, *CONVERTER_PRECISIONS)
     return next((one for one in known if one == text), "auto")
 

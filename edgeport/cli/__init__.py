@@ -14,6 +14,8 @@ from typing import NoReturn
 import click
 
 import edgeport
+from edgeport.cli.bisect import bisect
+from edgeport.cli.compare import compare
 from edgeport.cli.doctor import doctor
 from edgeport.cli.export import export
 from edgeport.cli.listing import list_things
@@ -35,6 +37,8 @@ cli.add_command(doctor)
 cli.add_command(list_things)
 cli.add_command(passes)
 cli.add_command(reproduce)
+cli.add_command(compare)
+cli.add_command(bisect)
 cli.add_command(run)
 cli.add_command(sensitivity)
 

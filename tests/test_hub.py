@@ -25,7 +25,7 @@ from edgeport.runtimes.samples import load_samples
 pytest.importorskip("qai_hub", reason="needs hub: pip install qai-hub")
 pytest.importorskip("onnxruntime_qnn", reason="needs qnn: pip install onnxruntime-qnn")
 
-from hub_phone import Hub, samples_of  # noqa: E402
+from hub_phone import Hub, samples_of
 from hub_server import parity_here, run_on_hub
 
 pytestmark = pytest.mark.xdist_group("hub")  # one export, one server

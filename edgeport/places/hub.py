@@ -70,7 +70,8 @@ class Hub:
         """Raises InputError for a runtime that AI Hub has not; no client, answer or good token."""
         for name in runtimes:
             if name not in _TAKEN:
-                raise InputError(f"AI Hub runs no {name}; it runs {', '.join(_TAKEN)}")
+                others = ",".join(one for one in _TAKEN if one in runtimes) or ", ".join(_TAKEN)
+                raise InputError(f"AI Hub runs no {name}: name others, --target-runtime {others}")
         check_client()
         account = read_account()
         check_reachable(account)

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import onnx
 
 from edgeport.compare import sqnr_db
-from edgeport.errors import EdgeportError, StageFailed
+from edgeport.errors import EdgeportError, InputError, StageFailed
 from edgeport.executors import Compiled, Executor, OnHost
 from edgeport.fingerprint import file_sha256
 from edgeport.origins import Origin, origin_of
@@ -32,7 +33,7 @@ from edgeport.running import precision_of
 from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.samples import save_samples
 from edgeport.runtimes.worker import Limits
-from edgeport.staging import GENERATOR, MANIFEST, staged_directory
+from edgeport.staging import GENERATOR, MANIFEST, check_target, staged_directory
 from edgeport.subgraph import Workbench, save_onnx, used_names
 from edgeport.types import Provenance, Serialisable
 
@@ -114,8 +115,12 @@ def bisect(
     Writes the part that shows it into `output_dir`, by default `directory`.bisect. `weights` are
     those that the source was exported with. Raises InputError, StageFailed and RuntimeCrashed.
     """
+    if min_sqnr is not None and not math.isfinite(min_sqnr):
+        raise InputError(f"--min-sqnr {min_sqnr}: give a number of dB")
     export = Exported(directory, limits)
-    target = output_dir or directory.with_name(f"{directory.resolve().name}.bisect")
+    whole = directory if directory.name else directory.resolve()
+    target = output_dir or whole.with_name(f"{whole.name}.bisect")
+    check_target(target)
     notes = [f"{name} was changed since it was exported" for name in export.changed]
     checked, complete = [], True
     for one in [export.stage(stage)] if stage else export.stages:

@@ -34,7 +34,7 @@ from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.samples import save_samples
 from edgeport.runtimes.worker import Limits
 from edgeport.staging import GENERATOR, MANIFEST, check_target, staged_directory
-from edgeport.subgraph import Workbench, save_onnx, used_names
+from edgeport.subgraph import CONVERTERS, Workbench, save_onnx, used_names
 from edgeport.types import Provenance, Serialisable
 
 REPRO, INPUTS, EXPECTED, REPORT = (
@@ -51,9 +51,10 @@ class Bisection(Serialisable):
 
     `sqnr_db` is of the stage's own file against the stage before it, at the output and the input
     where it is lowest. `tensor` lies between `before` (the inputs where it is "") and `after`, two
-    tensors where the graph can be cut; `missed` is the first of these below `limit_db`. `local_db`
-    is of the operator alone, on the reference's values, whose largest magnitude is `peak`. `runs`
-    were taken for `articulations` such tensors; `refused` says why a part could not be run.
+    tensors where the graph can be cut; `missed` is the first of these below `limit_db`.
+    `operators` are all of the part that was cut out. `local_db` is of it alone, on the reference's
+    values, whose largest magnitude is `peak`. `runs` were taken for `articulations` such tensors;
+    `refused` says why a part could not be run.
     """
 
     stage: str
@@ -71,7 +72,7 @@ class Bisection(Serialisable):
     tensor: str = ""
     node: str = ""
     operator: str = ""
-    nodes: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
     verdict: str = ""
     before: str = ""
     before_db: float = float("inf")
@@ -305,7 +306,7 @@ def _bisection(
         tensor=parted.tensor,
         node=parted.node.name,
         operator=parted.node.op_type,
-        nodes=tuple(search.bench.nodes[index].name for index in parted.nodes),
+        operators=tuple(f"{one.op_type} {one.name}" for one in _operators(search, parted)),
         verdict=parted.verdict,
         before=parted.before,
         before_db=parted.before_db,
@@ -317,6 +318,12 @@ def _bisection(
         origin=origin,
         near=near,
     )
+
+
+def _operators(search: Search, parted: Parted) -> list[onnx.NodeProto]:
+    """Returns the part's nodes without its QuantizeLinear and DequantizeLinear pairs."""
+    nodes = [search.bench.nodes[index] for index in parted.nodes]
+    return [node for node in nodes if node.op_type not in CONVERTERS]
 
 
 def _origin(export: Exported, bench: Workbench, parted: Parted) -> tuple[Origin | None, str]:

@@ -32,6 +32,8 @@ from edgeport.origins import source_line
 from edgeport.runtimes.onnx import Session
 from edgeport.runtimes.samples import load_samples
 
+pytestmark = pytest.mark.xdist_group("bisect")  # its exports are made once
+
 INPUTS = {"Residual": "image:float32[1,3,12,12]", "Attention": "tokens:float32[1,16,16]"}
 PRECISIONS = {"Residual": "w8a8", "Attention": "w8a16"}
 

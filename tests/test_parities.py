@@ -25,6 +25,9 @@ from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.lowering import compile_for
 
 
+pytestmark = pytest.mark.xdist_group("parities")  # its exports are made once
+
+
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A convolution net for the NPU with integers at its edges, two parity samples."""

@@ -24,7 +24,6 @@ from edgeport.parting import SHARP_DB
 from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.lowering import compile_for
 
-
 pytestmark = pytest.mark.xdist_group("parities")  # its exports are made once
 
 

@@ -24,7 +24,7 @@ from edgeport.errors import EdgeportError, InputError, StageFailed
 from edgeport.executors import Compiled, Executor, OnHost
 from edgeport.fingerprint import file_sha256
 from edgeport.origins import Origin, origin_of
-from edgeport.parities import CAPTURE, CAPTURED, Exported, Stage
+from edgeport.parities import CAPTURE, CAPTURED, QUANTIZE, Exported, Stage
 from edgeport.parting import Parted, Search
 from edgeport.passes import EXACT_DB, all_passes, module_of, tolerance_db
 from edgeport.passes.apply import Applied, Step
@@ -119,8 +119,7 @@ def bisect(
     if min_sqnr is not None and not math.isfinite(min_sqnr):
         raise InputError(f"--min-sqnr {min_sqnr}: give a number of dB")
     export = Exported(directory, limits)
-    whole = directory if directory.name else directory.resolve()
-    target = output_dir or whole.with_name(f"{whole.name}.bisect")
+    target = output_dir or _target(directory)
     check_target(target)
     notes = [f"{name} was changed since it was exported" for name in export.changed]
     checked, complete = [], True
@@ -136,19 +135,21 @@ def bisect(
             complete = complete and RUNTIMES[one.runtime].runs_as is None
             continue
         checked.append((one.name, worst.sqnr_db, limit))
-        sweep = one.name == "quantize"
-        if worst.sqnr_db < limit or sweep:
+        if worst.sqnr_db < limit or one.name == QUANTIZE:
             progress(f"{one.name}: searching")
-            search = _search(export, one, worst, limit, weights, sweep)
+            search = _search(export, one, worst, limit, weights)
             parted = search.find()
-            if parted is None and worst.sqnr_db >= limit:
-                continue
-            found = _bisection(export, one, worst, search, parted)
-            if parted is not None:
-                _write(target, parted, found, directory)
-            written = str(target) if parted is not None else ""
-            return Bisected(found, tuple(checked), tuple(notes), complete, written)
+            if parted is not None or worst.sqnr_db < limit:
+                found = _bisection(export, one, worst, search, parted)
+                written = _write(target, parted, found, directory) if parted else ""
+                return Bisected(found, tuple(checked), tuple(notes), complete, written)
     return Bisected(None, tuple(checked), tuple(notes), complete)
+
+
+def _target(directory: Path) -> Path:
+    """Returns where the part of an export is written, where no place is named."""
+    whole = directory if directory.name else directory.resolve()
+    return whole.with_name(f"{whole.name}.bisect")
 
 
 def expected_db(export: Exported, stage: Stage) -> float:
@@ -159,7 +160,7 @@ def expected_db(export: Exported, stage: Stage) -> float:
     for 16-bit ones and for fp16.
     """
     made = _artifacts(export, stage)
-    if not stage.runtime and stage.name != "quantize":
+    if not stage.runtime and stage.name != QUANTIZE:
         return _exact_db(made[0]["steps"] if stage.name != CAPTURE else [])
     computed = _computed(export, stage)
     if computed == "fp32":
@@ -236,7 +237,6 @@ def _search(
     worst: _Worst,
     limit_db: float,
     weights: Path | None,
-    sweep: bool,
 ) -> Search:
     """Returns the search through the stage's graph, on the input at which it is worst."""
     feed = export.fed(stage.model)[worst.sample]
@@ -248,7 +248,7 @@ def _search(
         export.outputs[worst.output],
         limit_db,
         export.edges(stage.model),
-        sweep,
+        sweep=stage.name == QUANTIZE,
     )
 
 
@@ -375,8 +375,8 @@ def _nearest(start: str, follow: Callable[[str], Iterable[str]], known: Collecti
     return ""
 
 
-def _write(target: Path, parted: Parted, found: Bisection, directory: Path) -> None:
-    """Writes the part, its inputs, the answer it should give, and what was found."""
+def _write(target: Path, parted: Parted, found: Bisection, directory: Path) -> str:
+    """Writes the part, its inputs, the answer it should give, and what was found; returns where."""
     with staged_directory(target) as folder:
         save_onnx(parted.model, folder / REPRO)
         save_samples(folder / INPUTS, [parted.feed])
@@ -390,3 +390,4 @@ def _write(target: Path, parted: Parted, found: Bisection, directory: Path) -> N
         }
         listing = {"generator": GENERATOR, "made_by": "edgeport bisect", "files": files}
         (folder / MANIFEST).write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
+    return str(target)

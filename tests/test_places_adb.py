@@ -1,10 +1,8 @@
 """The place adb: what it says without a phone, parsers, and a phone that is a shell of ours.
 
-No phone is here. `adb` itself is asked for real where there is none to find. Elsewhere a program
-of that name stands in at the process boundary: it lists what a file says, copies files for push
-and pull, and runs what `shell` is given in a shell of this machine. So the keeper and the runner
-run for real; the tools on that "phone" replay text in the tools' format, or compute with
-onnxruntime.
+No phone is here. The real adb client talks to a server of ours, whose phone is a shell of this
+machine: copying, the keeper and the runner are real. Tools that exist for phones only are scripts
+there, which replay text in the tools' format, or compute with onnxruntime.
 """
 
 from __future__ import annotations
@@ -15,12 +13,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from adb_server import AdbServer, running_adb_server
 from support import LIMITS, conv_net, save
 
 import edgeport
@@ -34,26 +34,16 @@ from edgeport.runtimes.samples import save_samples
 from edgeport.runtimes.worker import Limits
 from edgeport.types import TensorSpec
 
-needs_adb = pytest.mark.skipif(shutil.which("adb") is None, reason="needs adb: apt install adb")
+NEEDS_ADB = "needs adb: apt install adb"
+needs_adb = pytest.mark.skipif(shutil.which("adb") is None, reason=NEEDS_ADB)
 
-ADB = """#!/bin/sh
-here="$(dirname "$0")"
-if [ "$1" = devices ]; then cat "$here/devices"; exit 0; fi
-[ "$1" = -s ] || exit 64
-shift 2
-case "$1" in
-    shell) PATH="$here/phone:$PATH" exec sh -c "$2" ;;
-    push | pull) exec cp -r "$2" "$3" ;;
-esac
-exit 64
-"""
 GETPROP = """#!/bin/sh
 case "$1" in
     ro.product.model) echo "SM-S921B" ;;
     ro.soc.model) echo "SM8650" ;;
 esac
 """
-PHONE = "List of devices attached\nR5CT1234\tdevice\n\n"
+PHONE = "R5CT1234\tdevice\n"
 
 # What benchmark_model prints since 2.16: percentiles, and a prefix on each line.
 LITE_NEW = """INFO: STARTING!
@@ -274,19 +264,25 @@ def test_what_is_no_phone(text: str, words: str) -> None:
 
 
 @pytest.fixture
-def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the stand-in adb, `devices` for what it lists, and the phone's `tmp`."""
-    folder = tmp_path / "sdk"
-    (folder / "phone").mkdir(parents=True)
-    (folder / "tmp of the phone").mkdir()
-    (folder / "devices").write_text(PHONE)
-    for name, text in (("adb", ADB), ("phone/getprop", GETPROP)):
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AdbServer]:
+    """An adb server with one phone, to which the adb client is led."""
+    if shutil.which("adb") is None:
+        pytest.skip(NEEDS_ADB)
+    (tmp_path / "programs").mkdir()
+    tool(tmp_path / "programs" / "getprop", GETPROP)
+    path = f"{tmp_path / 'programs'}:{os.environ['PATH']}"
+    with running_adb_server(PHONE, path) as running:
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(running.server_address[1]))
+        yield running
+
+
+@pytest.fixture
+def phone(server: AdbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The phone's folder for temporary files; what is timed there is not timed for long."""
     monkeypatch.setattr(board, "WARMUP_SECONDS", 0.2)
     monkeypatch.setattr(board, "TIMED_SECONDS", 0.1)
-    return folder
+    (tmp_path / "tmp of the phone").mkdir()
+    return tmp_path / "tmp of the phone"
 
 
 @pytest.fixture
@@ -296,12 +292,8 @@ def another_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(same_machine, "_BOOT_ID", tmp_path / "boot_id")
 
 
-def left(phone: Path) -> list[str]:
-    return os.listdir(phone / "tmp of the phone")
-
-
 def place(phone: Path, **settings: object) -> str:
-    tmp = f"tmp={phone}/tmp of the phone"
+    tmp = f"tmp={phone}"
     return "adb?" + "&".join([tmp, *(f"{name}={value}" for name, value in settings.items())])
 
 
@@ -315,13 +307,14 @@ def place(phone: Path, **settings: object) -> str:
         ("A1\tdevice\nB2\tdevice\n", "several phones: --on adb:A1 or adb:B2"),
     ],
 )
-def test_phones_that_are_not_one_ready_phone(phone: Path, listed: str, words: str) -> None:
-    (phone / "devices").write_text(f"List of devices attached\n{listed}\n")
+def test_phones_that_are_not_one_ready_phone(server: AdbServer, listed: str, words: str) -> None:
+    server.listed = listed
     with pytest.raises(InputError, match=words):
-        find_place(place(phone, python="/p")).check(["onnx"])
+        find_place("adb?python=/p").check(["onnx"])
 
 
-def test_another_serial_than_those_there_are(phone: Path) -> None:
+@pytest.mark.usefixtures("server")
+def test_another_serial_than_those_there_are() -> None:
     with pytest.raises(InputError, match="no phone XYZ; there are R5CT1234: connect it"):
         find_place("adb:XYZ?python=/p").check(["onnx"])
 
@@ -341,7 +334,7 @@ def test_what_has_to_be_named(phone: Path) -> None:
         find_place("adb?benchmark_model=/no/tool").check(["tflite"])
     with pytest.raises(InputError, match="/no/python cannot be run there"):
         find_place(place(phone, python="/no/python")).check(["onnx"])
-    assert left(phone) == []
+    assert os.listdir(phone) == []
 
 
 # What runs there
@@ -364,9 +357,9 @@ def test_a_python_on_the_phone(phone: Path, export: edgeport.Export) -> None:
     (run,) = run_at(export.directory, find_place(where), limits=LIMITS)
     assert run.artifact.parity == export.artifact("run", "onnx").parity
     assert {one.provenance for one in run.measurements} == {"host"}
-    assert left(phone) == []
+    assert os.listdir(phone) == []
     (run,) = run_at(export.directory, find_place(where), limits=LIMITS, keep=True)
-    (name,) = left(phone)
+    (name,) = os.listdir(phone)
     assert any(note.endswith(name) for note in run.notes)
 
 
@@ -408,9 +401,9 @@ def test_benchmark_model_gives_times_and_no_parity(phone: Path, tmp_path: Path) 
     assert (told["ro.product.model"], told["ro.soc.model"]) == ("SM-S921B", "SM8650")
     assert (told["threads"], told["tool"]) == ("2", "benchmark_model")
     called = (tmp_path / "called").read_text()
-    assert called.startswith(f"{phone}/tmp of the phone/edgeport-")
+    assert called.startswith(f"{phone}/edgeport-")
     assert "--graph=model.tflite --num_threads=2" in called
-    assert left(phone) == []
+    assert os.listdir(phone) == []
 
 
 def test_a_run_without_outputs_has_no_parity_in_the_manifest(
@@ -484,7 +477,7 @@ def test_qnn_net_run_gives_outputs_and_the_viewers_times(phone: Path, tmp_path: 
     ran = where.run(job_of(tmp_path / "again", "qnn_context_binary", "model.bin"))
     assert {one.metric: one.value for one in ran.measurements}["latency_mean_ms"] == 1.25
     assert {one.provenance for one in ran.measurements} == {"device"}
-    assert left(phone) == []
+    assert os.listdir(phone) == []
 
 
 def test_a_tool_that_fails_or_hangs(phone: Path, tmp_path: Path) -> None:
@@ -502,7 +495,21 @@ def test_a_tool_that_fails_or_hangs(phone: Path, tmp_path: Path) -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
-    assert left(phone) == []
+    assert os.listdir(phone) == []
+
+
+def test_files_that_cannot_be_copied(server: AdbServer, phone: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with adb.connect("R5CT1234", str(phone), 20) as connected:
+        with pytest.raises(
+            StageFailed, match=r"out did not come back from adb:R5CT1234: .*not exist"
+        ):
+            connected.get("out", tmp_path / "out")
+        shutil.rmtree(connected.directory)
+        Path(connected.directory).touch()
+        with pytest.raises(StageFailed, match=r"file could not be copied to adb:R5CT1234: .*file'"):
+            connected.put(tmp_path / "file", "file")
+    assert os.listdir(phone) == []
 
 
 def test_a_held_command_that_does_not_end_is_killed() -> None:

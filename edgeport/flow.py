@@ -22,7 +22,7 @@ from edgeport.catalog import Source
 from edgeport.config import load_config
 from edgeport.feeds import PARITY_INPUTS, PARITY_INTEGERS, PARITY_OUTPUTS, FeedPlan, data_files
 from edgeport.fingerprint import digest, file_sha256, interpreter_digest
-from edgeport.footprint import SourceFiles, base_key
+from edgeport.footprint import SourceFiles, base_key, shortened
 from edgeport.plan import CONVERTED, OPTIMIZED, Plan, keep_quantized
 from edgeport.runtimes import RUNTIMES
 from edgeport.types import PRECISIONS, Artifact, TensorSpec
@@ -68,6 +68,7 @@ class Flow:
         self.entries: list[Entry] = []
         self.latencies: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
+        self._compiled: dict[str, Step] = {}
         self._built: Built | None = None
         self._feeds = feed_plan(plan)
         self._base = base_key()
@@ -75,6 +76,7 @@ class Flow:
     def capture(self) -> Step:
         files = SourceFiles(self.plan.source, self.plan.seed, self.progress)
         digests = files.digests(self.cache, self._base)
+        self.facts["read"] = shortened({**digests, **self._data_digests})
         self._built = files.built
         step = self._captured(self.plan.source, digests)
         self._built = None  # its weights are in the file now
@@ -159,8 +161,22 @@ class Flow:
         return replace(self._feeds, specs=_specs(result["model_inputs"]), integer_ranges=ranges)
 
     def lower(self, runtime: str, model: Step, captured: Step) -> Step:
-        """Returns the runtime's compiled files; a converter quantizes on the calibration feeds."""
+        """Returns the runtime's compiled files, which are kept in the output."""
+        step = self._lowered(runtime, model, captured)
+        self._keep(step, *RUNTIMES[runtime].files)
+        self.facts.setdefault("compiled", {})[runtime] = step.entry.result["facts"]
+        return step
+
+    def _lowered(self, runtime: str, model: Step, captured: Step) -> Step:
+        """Returns the runtime's compiled files; a converter quantizes on the calibration feeds.
+
+        A runtime that packs another one's files gets those: one compilation serves both.
+        """
+        if runtime in self._compiled:
+            return self._compiled[runtime]
         plan = self.plan
+        packed = RUNTIMES[runtime].packs
+        before = self._lowered(packed, model, captured) if packed else model
         feeds = None
         if runtime in plan.converted and plan.precision in PRECISIONS and plan.precision != "float":
             feeds = self._calibration_plan(captured)
@@ -175,11 +191,11 @@ class Flow:
             f"lower-{runtime}",
             RUNTIMES[runtime].files[0],
             key,
-            model,
+            before,
             lambda directory: _stages().lower(
                 directory,
                 runtime,
-                model.path,
+                before.path,
                 plan.device,
                 plan.precision,
                 plan.limits,
@@ -187,8 +203,7 @@ class Flow:
                 feeds,
             ),
         )
-        self._keep(step, *RUNTIMES[runtime].files)
-        self.facts.setdefault("compiled", {})[runtime] = step.entry.result["facts"]
+        self._compiled[runtime] = step
         return step
 
     def run(self, runtime: str, lowered: Step, model: Step, captured: Step) -> None:

@@ -266,14 +266,16 @@ def lower(
             feeds = folder / "calibration.npz"
             save_samples(feeds, list(calibration_feeds(calibration)))
         compiled = compile_for(runtime, model, directory, device, precision, limits, feeds)
+    facts = dict(compiled.facts)
     artifact = described(
         directory / RUNTIMES[runtime].files[0],
         "lower",
         computed_in,
+        notes=tuple(f"{runtime}: {note}" for note in facts.pop("notes", ())),
         nodes=compiled.nodes,
         runtime=runtime,
     )
-    return {"artifact": artifact.to_dict(), "facts": dict(compiled.facts)}
+    return {"artifact": artifact.to_dict(), "facts": facts}
 
 
 def run_here(

@@ -80,6 +80,17 @@ def test_a_convolution_net_in_the_emulator(tmp_path: Path, precision: str, least
 
 
 @needs_compiler
+def test_the_same_bytes_from_another_folder(tmp_path: Path) -> None:
+    """The compiler writes the graph's name into the binary, and makes it from the model's path."""
+    binaries = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        compiled(tmp_path / name, conv_net(), "float", ())
+        binaries.append([(tmp_path / name / file).read_bytes() for file in (BINARY, WRAPPER)])
+    assert binaries[0] == binaries[1]
+
+
+@needs_compiler
 def test_fallback_to_the_cpu_is_named_and_counted(tmp_path: Path) -> None:
     with pytest.raises(StageFailed, match=r"1 of 3 ops would run on the CPU.*1 Shrink"):
         compiled(tmp_path, shrink_net(), "float", ())

@@ -4,7 +4,8 @@ Each has one module of its own, `edgeport.runtimes.NAME`, with three functions t
 `edgeport.runtimes.lowering` calls in a child process, perhaps of another interpreter:
 
     compile_model(request: CompileRequest) -> dict   writes `files` into request.directory, and
-                                                     returns facts for the manifest, plain values
+                                                     returns facts for the manifest, plain values;
+                                                     "notes" are sentences, shown with the table
     load(directory: Path, device: dict) -> Session   whose run(feed) gives the outputs in order
     report_nodes(directory: Path) -> list[NodeReport]   where each operator runs, or []
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from edgeport.config import load_config
 from edgeport.errors import InputError, UnknownName
-from edgeport.types import PRECISIONS, Precision, Provenance, Serialisable
+from edgeport.types import CONVERTER_PRECISIONS, PRECISIONS, Precision, Provenance, Serialisable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +65,8 @@ class Runtime(Serialisable):
     device computes in where the precision is float; `runs_as` is the provenance of its numbers on
     this machine, None where nothing here runs it; `requires` are the modules that compile, and
     `runs_with` those of which one has to be there to run it. Without `default` it is made only when
-    it is asked for by name.
+    it is asked for by name. `packs` names the runtime whose files it puts into another form: then
+    those are what an export compiles it from.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Runtime(Serialisable):
     runs_with: tuple[str, ...]
     install: str
     default: bool = False
+    packs: str = ""
 
     @property
     def module(self) -> str:
@@ -123,6 +126,59 @@ RUNTIMES: dict[str, Runtime] = {
             runs_with=("onnxruntime_qnn",),
             install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
             default=True,
+        ),
+        Runtime(
+            name="precompiled_qnn_onnx",
+            files=("precompiled_qnn.onnx",),
+            compiles="quantized",
+            passes="npu",
+            precisions=(*PRECISIONS, "auto"),
+            computed="fp16",
+            runs_here="Qualcomm's HTP emulator (numerics only)",
+            runs_as="emulated",
+            requires=("onnxruntime_qnn",),
+            runs_with=("onnxruntime_qnn",),
+            install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
+            packs="qnn_context_binary",
+        ),
+        Runtime(
+            name="qnn_dlc",
+            files=("model.dlc",),
+            compiles="quantized",
+            passes="npu",
+            precisions=(*PRECISIONS, "auto"),
+            computed="fp16",
+            runs_here="Qualcomm's HTP emulator (numerics only)",
+            runs_as="emulated",
+            requires=("onnxruntime_qnn",),
+            runs_with=("onnxruntime_qnn",),
+            install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
+        ),
+        Runtime(
+            name="executorch",
+            files=("model.pte",),
+            compiles="rewritten",
+            passes="gpu",
+            precisions=("float", "w8a8", "w8-dynamic"),
+            computed="fp32",
+            runs_here="ExecuTorch's XNNPACK on this machine's CPU",
+            runs_as="host",
+            requires=("executorch", "torchao", "torch", "onnx"),
+            runs_with=("executorch",),
+            install='pip install "edgeport[executorch]"',
+        ),
+        Runtime(
+            name="tflite",
+            files=("model.tflite",),
+            compiles="rewritten",
+            passes="gpu",
+            precisions=("float", "w8a8", "w8a16", *CONVERTER_PRECISIONS),
+            computed="fp32",
+            runs_here="LiteRT on this machine's CPU (XNNPACK)",
+            runs_as="host",
+            requires=("litert_torch", "ai_edge_quantizer", "ai_edge_litert", "onnx", "torch"),
+            runs_with=("ai_edge_litert", "tflite_runtime"),
+            install='pip install "edgeport[tflite]"',
         ),
     )
 }

@@ -6,10 +6,12 @@ process: they can abort, hang, or take all memory. This module is that child's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from edgeport.descriptors import redirected
@@ -34,28 +36,45 @@ def compile_model(request: CompileRequest) -> dict[str, Any]:
     A float model is compiled as fp16. Fallback to the CPU is forbidden: raises StageFailed with
     the nodes that would land there.
     """
-    provider = compiler_options(request.device, request.precision)
     wrapper = Path(request.directory, WRAPPER)
-    record = {"session.record_ep_graph_assignment_info": "1"}
     entries = {
-        "session.disable_cpu_ep_fallback": "1",
         "ep.context_enable": "1",
         "ep.context_file_path": str(wrapper),
         "ep.context_embed_mode": "0",
     }
+    compile_whole(request, entries, leftovers=f"{wrapper.stem}*")
+    return {"qairt_version": _adopt_binary(wrapper)}
+
+
+def compile_whole(
+    request: CompileRequest,
+    entries: Mapping[str, str],
+    options: Mapping[str, str] = MappingProxyType({}),
+    *,
+    leftovers: str,
+) -> None:
+    """Has the provider compile the model, all of it for the NPU, and writes placement.json.
+
+    `entries` and `options` are the session's and the provider's own, beside those that every
+    compilation has: they say what is written. `leftovers` is a pattern of the files to remove where
+    a part of the graph was compiled and another was refused. Raises StageFailed.
+    """
+    provider = compiler_options(request.device, request.precision)
+    record = {"session.record_ep_graph_assignment_info": "1"}
+    strict = {**record, "session.disable_cpu_ep_fallback": "1"}
+    directory = Path(request.directory)
     try:
-        session = session_here(request.model, provider, {**record, **entries})
+        session = session_here(request.model, {**provider, **options}, {**strict, **entries})
     except Exception as error:  # onnxruntime's binding raises a class per status code
         if "MEM_ALLOC" in str(error):
             raise MemoryError(str(error)) from error
         if "fallback to CPU EP has been explicitly disabled" not in str(error):
             raise StageFailed("lower", _translate(str(error))) from error
-        for part in wrapper.parent.glob(f"{wrapper.stem}*"):  # of what did land on the NPU
+        for part in directory.glob(leftovers):  # of what did land on the NPU
             part.unlink()
-        nodes = explained_placement(request.model, wrapper.parent, provider, record)
+        nodes = explained_placement(request.model, directory, provider, record)
         raise StageFailed("lower", _fallback_sentence(nodes)) from error
-    _write_placement(wrapper.parent, _placement(session))
-    return {"qairt_version": _adopt_binary(wrapper)}
+    _write_placement(directory, _placement(session))
 
 
 class EmulatedSession:
@@ -114,7 +133,11 @@ def session_here(
     devices = [device for device in ort.get_ep_devices() if device.ep_name == PROVIDER]
     backend = {"backend_path": onnxruntime_qnn.get_qnn_htp_path()}
     options.add_provider_for_devices(devices, {**provider, **backend})
-    return ort.InferenceSession(model, options, disabled_optimizers=REWRITES_FLOAT_LAYERS)
+    path = Path(model)
+    # What is compiled has the graph's name in it, and that is made from the path as it is given:
+    # of the folder, which differs from one export to the next, nothing may get in.
+    with contextlib.chdir(path.parent):
+        return ort.InferenceSession(path.name, options, disabled_optimizers=REWRITES_FLOAT_LAYERS)
 
 
 def _placement(session: Any) -> list[dict[str, str]]:
@@ -182,13 +205,23 @@ def _adopt_binary(wrapper: Path) -> str:
     if not wrapper.is_file():
         raise StageFailed("lower", "the compiler reported success and wrote no context binary")
     model = onnx.load(wrapper, load_external_data=False)
-    contexts = [node for node in model.graph.node if node.op_type == "EPContext"]
-    if len(contexts) != 1:
-        raise StageFailed("lower", f"the graph was split into {len(contexts)} NPU graphs, not one")
-    attributes = {attribute.name: attribute for attribute in contexts[0].attribute}
+    attributes = context_attributes(model)
     written = attributes["ep_cache_context"].s.decode()
     wrapper.with_name(written).rename(wrapper.with_name(BINARY))
     attributes["ep_cache_context"].s = BINARY.encode()
     onnx.save(model, wrapper)
+    return compiled_with(attributes)
+
+
+def context_attributes(model: Any) -> dict[str, Any]:
+    """Returns the attributes of the one EPContext node of a wrapper, by name, to be changed."""
+    contexts = [node for node in model.graph.node if node.op_type == "EPContext"]
+    if len(contexts) != 1:
+        raise StageFailed("lower", f"the graph was split into {len(contexts)} NPU graphs, not one")
+    return {attribute.name: attribute for attribute in contexts[0].attribute}
+
+
+def compiled_with(attributes: Mapping[str, Any]) -> str:
+    """Returns the QAIRT version that a wrapper's attributes state."""
     version = attributes.get("ep_sdk_version")
     return version.s.decode() if version is not None else ""

@@ -22,6 +22,8 @@ import pytest
 from sshd import Server, needs_sshd, running_sshd
 from support import (
     LIMITS,
+    Command,
+    check_refusal,
     command,
     command_environment,
     conv_net,
@@ -146,7 +148,7 @@ def test_onnx_on_a_board_that_is_this_machine(
     assert latency.environment["python"] == ".".join(map(str, sys.version_info[:3]))
     assert latency.artifact_sha256 == run.artifact.sha256
 
-    assert read_manifest(export)["places"] == [json.loads(json.dumps(run.to_dict()))]
+    assert read_manifest(export)["run"]["places"] == [json.loads(json.dumps(run.to_dict()))]
     assert server.left() == []
 
 
@@ -433,6 +435,17 @@ def test_a_model_that_the_board_cannot_load(server: Server, tmp_path: Path) -> N
         find_place(address(server)).run(job)
     assert "\n" not in str(caught.value)
     assert server.left() == []
+
+
+def test_a_dry_run_asks_the_board(server: Server, run_cli: Command, tmp_path: Path) -> None:
+    words = ("export", save(conv_net(), tmp_path / "net.onnx"), "--device", "s24", "-o", "out")
+    words = (*words, "--target-runtime", "onnx", "--dry-run", "--on")
+    done = run_cli(*words, address(server))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"would write out and run it on {server.address}?python=" in done.stdout
+    done = run_cli(*words, "ssh://pi@127.0.0.1:1")
+    check_refusal(done.returncode, done.stdout, done.stderr, "no ssh server listens on port 1")
+    assert not (tmp_path / "out").exists()
 
 
 # Crashes, time limits, and our own end

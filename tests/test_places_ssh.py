@@ -361,6 +361,12 @@ def test_a_name_in_the_users_configuration_is_this_machine_too(
     (tmp_path / "config").write_text("Host my-board\n HostName 127.0.0.2\n")
     monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "config"))
     assert _real_host(Address("my-board")) == "127.0.0.2"
+    for text, words in (
+        ("ssh://Pi@My-Board:8022", ["-l", "Pi", "-p", "8022", "--", "My-Board"]),
+        ("ssh://[fe80::1]", ["--", "fe80::1"]),
+        ("ssh://pi@pi", ["-l", "pi", "--", "pi"]),
+    ):
+        assert open_place(text)._address.ssh()[-len(words) :] == words
     monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "none"))
     with pytest.raises(InputError, match=rf"{CONFIG_VARIABLE}: .*none is no file"):
         open_place("ssh://my-board")

@@ -212,6 +212,8 @@ def open_place(text: str) -> Ssh:
     except ValueError as error:
         raise InputError(f"--on {text}: {error}; write {form}") from None
     user = parts.username or ""
+    start = parts.netloc.lower().rfind(host)  # the case counts in ~/.ssh/config
+    host = parts.netloc[start : start + len(host)]
     if parts.password is not None:
         raise InputError("--on ssh://: no password in an address; log in with a key")
     if parts.scheme != "ssh" or parts.path not in ("", "/") or parts.fragment or port == 0:

@@ -18,21 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from adb_server import AdbServer, running_adb_server
+from phone_tools import LITE_NEW, PROFILE, tool, unpacked_sdk
 from support import LIMITS, conv_net, save
 
 import edgeport
 from edgeport.devices import find_device
 from edgeport.errors import InputError, RuntimeCrashed, StageFailed
-from edgeport.places import Job, adb, benchmark_model, board, find_place, qnn_net_run, same_machine
+from edgeport.places import Job, adb, benchmark_model, board, find_place, same_machine
 from edgeport.places.keeper import run_held
 from edgeport.running import read_manifest, run_at
 from edgeport.runtimes.onnx import Session
 from edgeport.runtimes.samples import save_samples
 from edgeport.runtimes.worker import Limits
-from edgeport.types import TensorSpec
 
 NEEDS_ADB = "needs adb: apt install adb"
 needs_adb = pytest.mark.skipif(shutil.which("adb") is None, reason=NEEDS_ADB)
@@ -44,164 +43,6 @@ case "$1" in
 esac
 """
 PHONE = "R5CT1234\tdevice\n"
-
-# What benchmark_model prints since 2.16: percentiles, and a prefix on each line.
-LITE_NEW = """INFO: STARTING!
-INFO: Num threads: [4]
-INFO: Graph: [model.tflite]
-INFO: Initialized session in 4.125ms.
-INFO: Running benchmark for at least 5 iterations and at least 0.5 seconds but terminate if \
-exceeding 150 seconds.
-INFO: count=163 first=9125 curr=3010 min=2950 max=9125 avg=3068.5 std=480 p5=2960 median=3010 \
-p95=3400
-
-INFO: Running benchmark for at least 50 iterations and at least 3 seconds but terminate if \
-exceeding 150 seconds.
-INFO: count=1003 first=3001 curr=2999 min=2940 max=4200 avg=2990.25 std=75 p5=2950 median=2981 \
-p95=3100
-
-INFO: Inference timings in us: Init: 4125, First inference: 9125, Warmup (avg): 3068.5, \
-Inference (avg): 2990.25
-INFO: Memory footprint delta from the start of the tool (MB): init=3.25 overall=8.5
-INFO: Overall peak memory footprint (MB) via periodic monitoring: 21.75
-"""
-# And in 2.4: no percentiles, an exponent in large means, one run of warm-up without a spread.
-LITE_OLD = """STARTING!
-count=1 curr=3512391
-
-count=12 first=2990275 curr=2913402 min=2000000 max=4189954 avg=2.95034e+06 std=1109798
-
-Inference timings in us: Init: 17187, First inference: 3512391, Warmup (avg): 3.51239e+06, \
-Inference (avg): 2.95034e+06
-Peak memory footprint (MB): init=4.5 overall=46
-"""
-PROFILE = """Input Log File Location: out/qnn-profiling-data_0.log
-Log File Created: Mon Jan  5 10:00:00 2026
-Time Scale: 1e-06
-
-Qnn Init/Prepare/Finalize/De-Init/Execute/Lib-Load Statistics:
-------------------------------------------------------------
-Init Stats:
------------
-    NetRun:  31250 us
-    Backend (RPC (load binary) time): 4100 us
-
-De-Init Stats:
---------------
-    NetRun:  1500 us
-
-Execute Stats (Average):
-------------------------
-Total Inference Time:
----------------------
-Graph 0 (model):
-    NetRun:  1250 us
-    Backend (Number of HVX threads used): 4 count
-    Backend (RPC (execute) time): 1200 us
-    Backend (Accelerator (execute) time (cycles)): 900000 cycles
-    Backend (Accelerator (execute) time): 875 us
-    Backend (QNN (execute) time): 1240 us
-
-Execute Stats (Overall):
-------------------------
-    NetRun IPS:  700.5 inf/sec
-"""
-
-
-# Parsers
-
-
-def test_benchmark_model_of_today() -> None:
-    report = benchmark_model.parse(LITE_NEW)
-    assert report == benchmark_model.Report(
-        4125, 9125, 2990.25, 1003, 2940, 4200, 75, 2981, 21.75 * 2**20, 8.5 * 2**20
-    )
-    found = {m.metric: m for m in benchmark_model.measurements(report, "device", {"a": "b"})}
-    assert {name: one.value for name, one in found.items()} == {
-        "latency_ms": 2.981,
-        "latency_mean_ms": 2.99025,
-        "first_latency_ms": 9.125,
-        "load_ms": 4.125,
-        "peak_bytes": 21.75 * 2**20,
-        "memory_growth_bytes": 8.5 * 2**20,
-    }
-    assert {one.provenance for one in found.values()} == {"device"}
-    assert found["latency_mean_ms"].environment["min_ms"] == "2.94"
-    assert found["latency_mean_ms"].warnings == ("a mean: benchmark_model gives no samples",)
-
-
-def test_benchmark_model_of_2020_warns_of_few_and_wide_runs() -> None:
-    report = benchmark_model.parse(LITE_OLD)
-    assert (report.mean_us, report.count, report.median_us) == (2.95034e6, 12, None)
-    assert (report.peak_bytes, report.growth_bytes) == (None, 46 * 2**20)
-    found = {m.metric: m for m in benchmark_model.measurements(report, "host", {})}
-    assert "latency_ms" not in found  # a mean is no median
-    assert [w.split(":")[0] for w in found["latency_mean_ms"].warnings] == [
-        "a mean",
-        "few runs",
-        "wide spread",
-    ]
-
-
-@pytest.mark.parametrize("text", ["", "ERROR: Failed to load model model.tflite\n", LITE_NEW[:600]])
-def test_benchmark_model_that_did_not_run(text: str) -> None:
-    with pytest.raises(StageFailed, match="benchmark_model measured nothing: ") as caught:
-        benchmark_model.parse(text)
-    if text.startswith("ERROR"):
-        assert str(caught.value).endswith("ERROR: Failed to load model model.tflite")
-
-
-def test_a_qnn_profile() -> None:
-    sections = qnn_net_run.parse_profile(PROFILE)
-    assert list(sections) == ["Init", "De-Init", "Execute (Average)", "Execute (Overall)"]
-    found = {m.metric: m.value for m in qnn_net_run.measurements(PROFILE, "device", {})}
-    assert found == {"latency_mean_ms": 1.25, "accelerator_mean_ms": 0.875, "load_ms": 31.25}
-    with pytest.raises(StageFailed, match="shows no execution"):
-        qnn_net_run.measurements(PROFILE.partition("Execute")[0], "device", {})
-
-
-def test_outputs_of_qnn_net_run_by_name_and_size(tmp_path: Path) -> None:
-    first, second = np.arange(6, dtype="f4").reshape(2, 3), np.arange(4, dtype="u1")
-    (tmp_path / "Result_0").mkdir()
-    first.tofile(tmp_path / "Result_0" / "_head_out.raw")
-    second.tofile(tmp_path / "Result_0" / "b_native.raw")
-    specs = [TensorSpec("/head/out", "float32", (2, 3)), TensorSpec("b", "uint8", (4,))]
-    (sample,) = qnn_net_run.read_outputs(tmp_path, specs, 1)
-    assert np.array_equal(sample["output_0"], first)
-    assert np.array_equal(sample["output_1"], second)
-    with pytest.raises(StageFailed, match=r"has 24 bytes, not those of /head/out:float32\[7\]"):
-        qnn_net_run.read_outputs(tmp_path, [replace(specs[0], shape=(7,)), specs[1]], 1)
-    with pytest.raises(StageFailed, match=r"wrote no c\.raw into Result_0: _head_out\.raw, b_"):
-        qnn_net_run.read_outputs(tmp_path, [replace(specs[0], name="c"), specs[1]], 1)
-
-
-SDK_LIBRARIES = (
-    "aarch64-android/libQnnHtp.so",
-    "aarch64-android/libQnnHtpV75Stub.so",
-    "aarch64-android/libQnnSystem.so",
-    "hexagon-v75/unsigned/libQnnHtpV75Skel.so",
-)
-
-
-def unpacked_sdk(folder: Path, program: str = "") -> Path:
-    """Returns qnn-net-run in a folder laid out as Qualcomm's SDK; its libraries are empty."""
-    for name in SDK_LIBRARIES:
-        (folder / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "lib" / name).touch()
-    (folder / "bin" / "aarch64-android").mkdir(parents=True)
-    return tool(folder / "bin" / "aarch64-android" / "qnn-net-run", program)
-
-
-def test_what_an_unpacked_sdk_has(tmp_path: Path) -> None:
-    bare = tool(tmp_path / "qnn-net-run", "")
-    with pytest.raises(InputError, match=r"there is no .*libQnnHtp\.so"):
-        qnn_net_run.sdk_files(bare, 75, dlc=False)
-    program = unpacked_sdk(tmp_path / "sdk")
-    assert len(qnn_net_run.sdk_files(program, 75, dlc=False)) == 4
-    with pytest.raises(InputError, match=r"libQnnHtpPrepare\.so"):
-        qnn_net_run.sdk_files(program, 75, dlc=True)
-    with pytest.raises(InputError, match="has no htp_arch"):
-        qnn_net_run.sdk_files(program, None, dlc=True)
 
 
 # Which phone
@@ -380,12 +221,6 @@ def job_of(folder: Path, runtime: str, file: str, content: bytes = b"a model") -
     )
 
 
-def tool(path: Path, text: str) -> Path:
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
-
-
 @pytest.mark.usefixtures("another_kernel")
 def test_benchmark_model_gives_times_and_no_parity(phone: Path, tmp_path: Path) -> None:
     (tmp_path / "recorded").write_text(LITE_NEW)
@@ -519,13 +354,3 @@ def test_a_held_command_that_does_not_end_is_killed() -> None:
     with pytest.raises(RuntimeCrashed, match="it did not answer in"):
         run_held(["sleep", "600"], 0.2, "it")
     assert time.monotonic() - started < 10
-
-
-def test_specs_of_outputs(tmp_path: Path) -> None:
-    proto = conv_net()
-    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    file = save(proto, tmp_path / "net.onnx")
-    (spec,) = qnn_net_run.output_specs(file, native=True)
-    assert str(spec) == "y:float16[1,4,16,16]"
-    (spec,) = qnn_net_run.output_specs(file, native=False)
-    assert spec.dtype == "float32"

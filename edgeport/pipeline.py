@@ -99,7 +99,7 @@ def export(
     hits = [entry.hit for entry in flow.entries]
     artifacts = tuple(flow.artifacts)
     if place is not None:
-        from edgeport.running import read_manifest, run_at  # with onnxruntime
+        from edgeport.running import read_manifest, run_at  # heavy, where most exports are cached
 
         runs = run_at(
             plan.output_dir,

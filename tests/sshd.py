@@ -7,11 +7,13 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -44,6 +46,12 @@ class Server:
     def left(self) -> list[str]:
         """Returns what is in the temporary folder now."""
         return sorted(path.name for path in self.temporary.iterdir())
+
+
+def address(server: Server, python: str | Path = sys.executable, **more: str) -> str:
+    settings = {"python": str(python), **more}
+    query = "&".join(f"{name}={quote(value)}" for name, value in settings.items())
+    return f"{server.address}?{query}"
 
 
 @contextmanager

@@ -1,10 +1,8 @@
 """The place adb: what it says without a phone, parsers, and a phone that is a shell of ours.
 
-No phone is here. `adb` itself is asked for real where there is none to find. Elsewhere a program
-of that name stands in at the process boundary: it lists what a file says, copies files for push
-and pull, and runs what `shell` is given in a shell of this machine. So the keeper and the runner
-run for real; the tools on that "phone" replay text in the tools' format, or compute with
-onnxruntime.
+No phone is here. The real adb client talks to a server of ours, whose phone is a shell of this
+machine: copying, the keeper and the runner are real. Tools that exist for phones only are scripts
+there, which replay text in the tools' format, or compute with onnxruntime.
 """
 
 from __future__ import annotations
@@ -15,203 +13,36 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
+from adb_server import AdbServer, running_adb_server
+from phone_tools import LITE_NEW, PROFILE, tool, unpacked_sdk
 from support import LIMITS, conv_net, save
 
 import edgeport
 from edgeport.devices import find_device
 from edgeport.errors import InputError, RuntimeCrashed, StageFailed
-from edgeport.places import Job, adb, benchmark_model, board, find_place, qnn_net_run, same_machine
+from edgeport.places import Job, adb, benchmark_model, board, find_place, same_machine
 from edgeport.places.keeper import run_held
 from edgeport.running import read_manifest, run_at
 from edgeport.runtimes.onnx import Session
 from edgeport.runtimes.samples import save_samples
 from edgeport.runtimes.worker import Limits
-from edgeport.types import TensorSpec
 
-needs_adb = pytest.mark.skipif(shutil.which("adb") is None, reason="needs adb: apt install adb")
+NEEDS_ADB = "needs adb: apt install adb"
+needs_adb = pytest.mark.skipif(shutil.which("adb") is None, reason=NEEDS_ADB)
 
-ADB = """#!/bin/sh
-here="$(dirname "$0")"
-if [ "$1" = devices ]; then cat "$here/devices"; exit 0; fi
-[ "$1" = -s ] || exit 64
-shift 2
-case "$1" in
-    shell) PATH="$here/phone:$PATH" exec sh -c "$2" ;;
-    push | pull) exec cp -r "$2" "$3" ;;
-esac
-exit 64
-"""
 GETPROP = """#!/bin/sh
 case "$1" in
     ro.product.model) echo "SM-S921B" ;;
     ro.soc.model) echo "SM8650" ;;
 esac
 """
-PHONE = "List of devices attached\nR5CT1234\tdevice\n\n"
-
-# What benchmark_model prints since 2.16: percentiles, and a prefix on each line.
-LITE_NEW = """INFO: STARTING!
-INFO: Num threads: [4]
-INFO: Graph: [model.tflite]
-INFO: Initialized session in 4.125ms.
-INFO: Running benchmark for at least 5 iterations and at least 0.5 seconds but terminate if \
-exceeding 150 seconds.
-INFO: count=163 first=9125 curr=3010 min=2950 max=9125 avg=3068.5 std=480 p5=2960 median=3010 \
-p95=3400
-
-INFO: Running benchmark for at least 50 iterations and at least 3 seconds but terminate if \
-exceeding 150 seconds.
-INFO: count=1003 first=3001 curr=2999 min=2940 max=4200 avg=2990.25 std=75 p5=2950 median=2981 \
-p95=3100
-
-INFO: Inference timings in us: Init: 4125, First inference: 9125, Warmup (avg): 3068.5, \
-Inference (avg): 2990.25
-INFO: Memory footprint delta from the start of the tool (MB): init=3.25 overall=8.5
-INFO: Overall peak memory footprint (MB) via periodic monitoring: 21.75
-"""
-# And in 2.4: no percentiles, an exponent in large means, one run of warm-up without a spread.
-LITE_OLD = """STARTING!
-count=1 curr=3512391
-
-count=12 first=2990275 curr=2913402 min=2000000 max=4189954 avg=2.95034e+06 std=1109798
-
-Inference timings in us: Init: 17187, First inference: 3512391, Warmup (avg): 3.51239e+06, \
-Inference (avg): 2.95034e+06
-Peak memory footprint (MB): init=4.5 overall=46
-"""
-PROFILE = """Input Log File Location: out/qnn-profiling-data_0.log
-Log File Created: Mon Jan  5 10:00:00 2026
-Time Scale: 1e-06
-
-Qnn Init/Prepare/Finalize/De-Init/Execute/Lib-Load Statistics:
-------------------------------------------------------------
-Init Stats:
------------
-    NetRun:  31250 us
-    Backend (RPC (load binary) time): 4100 us
-
-De-Init Stats:
---------------
-    NetRun:  1500 us
-
-Execute Stats (Average):
-------------------------
-Total Inference Time:
----------------------
-Graph 0 (model):
-    NetRun:  1250 us
-    Backend (Number of HVX threads used): 4 count
-    Backend (RPC (execute) time): 1200 us
-    Backend (Accelerator (execute) time (cycles)): 900000 cycles
-    Backend (Accelerator (execute) time): 875 us
-    Backend (QNN (execute) time): 1240 us
-
-Execute Stats (Overall):
-------------------------
-    NetRun IPS:  700.5 inf/sec
-"""
-
-
-# Parsers
-
-
-def test_benchmark_model_of_today() -> None:
-    report = benchmark_model.parse(LITE_NEW)
-    assert report == benchmark_model.Report(
-        4125, 9125, 2990.25, 1003, 2940, 4200, 75, 2981, 21.75 * 2**20, 8.5 * 2**20
-    )
-    found = {m.metric: m for m in benchmark_model.measurements(report, "device", {"a": "b"})}
-    assert {name: one.value for name, one in found.items()} == {
-        "latency_ms": 2.981,
-        "latency_mean_ms": 2.99025,
-        "first_latency_ms": 9.125,
-        "load_ms": 4.125,
-        "peak_bytes": 21.75 * 2**20,
-        "memory_growth_bytes": 8.5 * 2**20,
-    }
-    assert {one.provenance for one in found.values()} == {"device"}
-    assert found["latency_mean_ms"].environment["min_ms"] == "2.94"
-    assert found["latency_mean_ms"].warnings == ("a mean: benchmark_model gives no samples",)
-
-
-def test_benchmark_model_of_2020_warns_of_few_and_wide_runs() -> None:
-    report = benchmark_model.parse(LITE_OLD)
-    assert (report.mean_us, report.count, report.median_us) == (2.95034e6, 12, None)
-    assert (report.peak_bytes, report.growth_bytes) == (None, 46 * 2**20)
-    found = {m.metric: m for m in benchmark_model.measurements(report, "host", {})}
-    assert "latency_ms" not in found  # a mean is no median
-    assert [w.split(":")[0] for w in found["latency_mean_ms"].warnings] == [
-        "a mean",
-        "few runs",
-        "wide spread",
-    ]
-
-
-@pytest.mark.parametrize("text", ["", "ERROR: Failed to load model model.tflite\n", LITE_NEW[:600]])
-def test_benchmark_model_that_did_not_run(text: str) -> None:
-    with pytest.raises(StageFailed, match="benchmark_model measured nothing: ") as caught:
-        benchmark_model.parse(text)
-    if text.startswith("ERROR"):
-        assert str(caught.value).endswith("ERROR: Failed to load model model.tflite")
-
-
-def test_a_qnn_profile() -> None:
-    sections = qnn_net_run.parse_profile(PROFILE)
-    assert list(sections) == ["Init", "De-Init", "Execute (Average)", "Execute (Overall)"]
-    found = {m.metric: m.value for m in qnn_net_run.measurements(PROFILE, "device", {})}
-    assert found == {"latency_mean_ms": 1.25, "accelerator_mean_ms": 0.875, "load_ms": 31.25}
-    with pytest.raises(StageFailed, match="shows no execution"):
-        qnn_net_run.measurements(PROFILE.partition("Execute")[0], "device", {})
-
-
-def test_outputs_of_qnn_net_run_by_name_and_size(tmp_path: Path) -> None:
-    first, second = np.arange(6, dtype="f4").reshape(2, 3), np.arange(4, dtype="u1")
-    (tmp_path / "Result_0").mkdir()
-    first.tofile(tmp_path / "Result_0" / "_head_out.raw")
-    second.tofile(tmp_path / "Result_0" / "b_native.raw")
-    specs = [TensorSpec("/head/out", "float32", (2, 3)), TensorSpec("b", "uint8", (4,))]
-    (sample,) = qnn_net_run.read_outputs(tmp_path, specs, 1)
-    assert np.array_equal(sample["output_0"], first)
-    assert np.array_equal(sample["output_1"], second)
-    with pytest.raises(StageFailed, match=r"has 24 bytes, not those of /head/out:float32\[7\]"):
-        qnn_net_run.read_outputs(tmp_path, [replace(specs[0], shape=(7,)), specs[1]], 1)
-    with pytest.raises(StageFailed, match=r"wrote no c\.raw into Result_0: _head_out\.raw, b_"):
-        qnn_net_run.read_outputs(tmp_path, [replace(specs[0], name="c"), specs[1]], 1)
-
-
-SDK_LIBRARIES = (
-    "aarch64-android/libQnnHtp.so",
-    "aarch64-android/libQnnHtpV75Stub.so",
-    "aarch64-android/libQnnSystem.so",
-    "hexagon-v75/unsigned/libQnnHtpV75Skel.so",
-)
-
-
-def unpacked_sdk(folder: Path, program: str = "") -> Path:
-    """Returns qnn-net-run in a folder laid out as Qualcomm's SDK; its libraries are empty."""
-    for name in SDK_LIBRARIES:
-        (folder / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "lib" / name).touch()
-    (folder / "bin" / "aarch64-android").mkdir(parents=True)
-    return tool(folder / "bin" / "aarch64-android" / "qnn-net-run", program)
-
-
-def test_what_an_unpacked_sdk_has(tmp_path: Path) -> None:
-    bare = tool(tmp_path / "qnn-net-run", "")
-    with pytest.raises(InputError, match=r"there is no .*libQnnHtp\.so"):
-        qnn_net_run.sdk_files(bare, 75, dlc=False)
-    program = unpacked_sdk(tmp_path / "sdk")
-    assert len(qnn_net_run.sdk_files(program, 75, dlc=False)) == 4
-    with pytest.raises(InputError, match=r"libQnnHtpPrepare\.so"):
-        qnn_net_run.sdk_files(program, 75, dlc=True)
-    with pytest.raises(InputError, match="has no htp_arch"):
-        qnn_net_run.sdk_files(program, None, dlc=True)
+PHONE = "R5CT1234\tdevice\n"
 
 
 # Which phone
@@ -274,19 +105,25 @@ def test_what_is_no_phone(text: str, words: str) -> None:
 
 
 @pytest.fixture
-def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the stand-in adb, `devices` for what it lists, and the phone's `tmp`."""
-    folder = tmp_path / "sdk"
-    (folder / "phone").mkdir(parents=True)
-    (folder / "tmp of the phone").mkdir()
-    (folder / "devices").write_text(PHONE)
-    for name, text in (("adb", ADB), ("phone/getprop", GETPROP)):
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AdbServer]:
+    """An adb server with one phone, to which the adb client is led."""
+    if shutil.which("adb") is None:
+        pytest.skip(NEEDS_ADB)
+    (tmp_path / "programs").mkdir()
+    tool(tmp_path / "programs" / "getprop", GETPROP)
+    path = f"{tmp_path / 'programs'}:{os.environ['PATH']}"
+    with running_adb_server(PHONE, path) as running:
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(running.server_address[1]))
+        yield running
+
+
+@pytest.fixture
+def phone(server: AdbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The phone's folder for temporary files; what is timed there is not timed for long."""
     monkeypatch.setattr(board, "WARMUP_SECONDS", 0.2)
     monkeypatch.setattr(board, "TIMED_SECONDS", 0.1)
-    return folder
+    (tmp_path / "tmp of the phone").mkdir()
+    return tmp_path / "tmp of the phone"
 
 
 @pytest.fixture
@@ -296,12 +133,8 @@ def another_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(same_machine, "_BOOT_ID", tmp_path / "boot_id")
 
 
-def left(phone: Path) -> list[str]:
-    return os.listdir(phone / "tmp of the phone")
-
-
 def place(phone: Path, **settings: object) -> str:
-    tmp = f"tmp={phone}/tmp of the phone"
+    tmp = f"tmp={phone}"
     return "adb?" + "&".join([tmp, *(f"{name}={value}" for name, value in settings.items())])
 
 
@@ -315,13 +148,14 @@ def place(phone: Path, **settings: object) -> str:
         ("A1\tdevice\nB2\tdevice\n", "several phones: --on adb:A1 or adb:B2"),
     ],
 )
-def test_phones_that_are_not_one_ready_phone(phone: Path, listed: str, words: str) -> None:
-    (phone / "devices").write_text(f"List of devices attached\n{listed}\n")
+def test_phones_that_are_not_one_ready_phone(server: AdbServer, listed: str, words: str) -> None:
+    server.listed = listed
     with pytest.raises(InputError, match=words):
-        find_place(place(phone, python="/p")).check(["onnx"])
+        find_place("adb?python=/p").check(["onnx"])
 
 
-def test_another_serial_than_those_there_are(phone: Path) -> None:
+@pytest.mark.usefixtures("server")
+def test_another_serial_than_those_there_are() -> None:
     with pytest.raises(InputError, match="no phone XYZ; there are R5CT1234: connect it"):
         find_place("adb:XYZ?python=/p").check(["onnx"])
 
@@ -341,7 +175,7 @@ def test_what_has_to_be_named(phone: Path) -> None:
         find_place("adb?benchmark_model=/no/tool").check(["tflite"])
     with pytest.raises(InputError, match="/no/python cannot be run there"):
         find_place(place(phone, python="/no/python")).check(["onnx"])
-    assert left(phone) == []
+    assert os.listdir(phone) == []
 
 
 # What runs there
@@ -350,13 +184,15 @@ def test_what_has_to_be_named(phone: Path) -> None:
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> edgeport.Export:
     folder = tmp_path_factory.mktemp("export")
-    return edgeport.export(
-        str(save(conv_net(), folder / "net.onnx")),
-        device="s24",
-        target_runtimes=("onnx",),
-        parity_samples=2,
-        output_dir=folder / "out",
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgeport.stages.passes_for", lambda target: ())  # they take long
+        return edgeport.export(
+            str(save(conv_net(), folder / "net.onnx")),
+            device="s24",
+            target_runtimes=("onnx",),
+            parity_samples=2,
+            output_dir=folder / "out",
+        )
 
 
 def test_a_python_on_the_phone(phone: Path, export: edgeport.Export) -> None:
@@ -364,9 +200,9 @@ def test_a_python_on_the_phone(phone: Path, export: edgeport.Export) -> None:
     (run,) = run_at(export.directory, find_place(where), limits=LIMITS)
     assert run.artifact.parity == export.artifact("run", "onnx").parity
     assert {one.provenance for one in run.measurements} == {"host"}
-    assert left(phone) == []
+    assert os.listdir(phone) == []
     (run,) = run_at(export.directory, find_place(where), limits=LIMITS, keep=True)
-    (name,) = left(phone)
+    (name,) = os.listdir(phone)
     assert any(note.endswith(name) for note in run.notes)
 
 
@@ -383,12 +219,6 @@ def job_of(folder: Path, runtime: str, file: str, content: bytes = b"a model") -
     return Job(
         runtime, files, model, folder / "feeds.npz", s24, "float", LIMITS, folder / "j", work
     )
-
-
-def tool(path: Path, text: str) -> Path:
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
 
 
 @pytest.mark.usefixtures("another_kernel")
@@ -408,9 +238,9 @@ def test_benchmark_model_gives_times_and_no_parity(phone: Path, tmp_path: Path) 
     assert (told["ro.product.model"], told["ro.soc.model"]) == ("SM-S921B", "SM8650")
     assert (told["threads"], told["tool"]) == ("2", "benchmark_model")
     called = (tmp_path / "called").read_text()
-    assert called.startswith(f"{phone}/tmp of the phone/edgeport-")
+    assert called.startswith(f"{phone}/edgeport-")
     assert "--graph=model.tflite --num_threads=2" in called
-    assert left(phone) == []
+    assert os.listdir(phone) == []
 
 
 def test_a_run_without_outputs_has_no_parity_in_the_manifest(
@@ -484,7 +314,7 @@ def test_qnn_net_run_gives_outputs_and_the_viewers_times(phone: Path, tmp_path: 
     ran = where.run(job_of(tmp_path / "again", "qnn_context_binary", "model.bin"))
     assert {one.metric: one.value for one in ran.measurements}["latency_mean_ms"] == 1.25
     assert {one.provenance for one in ran.measurements} == {"device"}
-    assert left(phone) == []
+    assert os.listdir(phone) == []
 
 
 def test_a_tool_that_fails_or_hangs(phone: Path, tmp_path: Path) -> None:
@@ -502,7 +332,21 @@ def test_a_tool_that_fails_or_hangs(phone: Path, tmp_path: Path) -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
-    assert left(phone) == []
+    assert os.listdir(phone) == []
+
+
+def test_files_that_cannot_be_copied(server: AdbServer, phone: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with adb.connect("R5CT1234", str(phone), 20) as connected:
+        with pytest.raises(
+            StageFailed, match=r"out did not come back from adb:R5CT1234: .*not exist"
+        ):
+            connected.get("out", tmp_path / "out")
+        shutil.rmtree(connected.directory)
+        Path(connected.directory).touch()
+        with pytest.raises(StageFailed, match=r"file could not be copied to adb:R5CT1234: .*file'"):
+            connected.put(tmp_path / "file", "file")
+    assert os.listdir(phone) == []
 
 
 def test_a_held_command_that_does_not_end_is_killed() -> None:
@@ -510,13 +354,3 @@ def test_a_held_command_that_does_not_end_is_killed() -> None:
     with pytest.raises(RuntimeCrashed, match="it did not answer in"):
         run_held(["sleep", "600"], 0.2, "it")
     assert time.monotonic() - started < 10
-
-
-def test_specs_of_outputs(tmp_path: Path) -> None:
-    proto = conv_net()
-    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    file = save(proto, tmp_path / "net.onnx")
-    (spec,) = qnn_net_run.output_specs(file, native=True)
-    assert str(spec) == "y:float16[1,4,16,16]"
-    (spec,) = qnn_net_run.output_specs(file, native=False)
-    assert spec.dtype == "float32"

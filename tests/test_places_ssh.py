@@ -9,17 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import onnx
 import pytest
-from sshd import Server, needs_sshd, running_sshd
+from sshd import Server, address, needs_sshd, running_sshd
 from support import (
     LIMITS,
     command,
@@ -36,7 +34,7 @@ from edgeport.devices import find_device
 from edgeport.errors import InputError, RuntimeCrashed, StageFailed
 from edgeport.fingerprint import file_sha256
 from edgeport.places import Job, board, find_place
-from edgeport.places.ssh import CONFIG_VARIABLE, Address, _real_host, open_place
+from edgeport.places.ssh import CONFIG_VARIABLE
 from edgeport.running import read_manifest, run_at
 from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.onnx import Session
@@ -63,6 +61,12 @@ def _known(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> edgeport.Export:
     folder = tmp_path_factory.mktemp("made on a day")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgeport.stages.passes_for", lambda target: ())  # they take long
+        return exported(folder)
+
+
+def exported(folder: Path) -> edgeport.Export:
     return edgeport.export(
         str(save(conv_net(), folder / "net.onnx")),
         device="s24",
@@ -78,12 +82,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> edgeport.Export:
 def export(made: edgeport.Export, tmp_path: Path) -> Path:
     shutil.copytree(made.directory, tmp_path / "an export's folder")
     return tmp_path / "an export's folder"
-
-
-def address(server: Server, python: str | Path = sys.executable, **more: str) -> str:
-    settings = {"python": str(python), **more}
-    query = "&".join(f"{name}={quote(value)}" for name, value in settings.items())
-    return f"{server.address}?{query}"
 
 
 def interpreter(folder: Path, onnxruntime: str) -> Path:
@@ -145,6 +143,7 @@ def test_onnx_on_a_board_that_is_this_machine(
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick")
 def test_an_npu_that_is_emulated_gives_numbers_and_no_times(server: Server, tmp_path: Path) -> None:
     made = edgeport.export(
         str(save(conv_net(), tmp_path / "net.onnx")),
@@ -274,149 +273,6 @@ def test_another_directory_on_the_board(server: Server, export: Path, tmp_path: 
     assert len(os.listdir(tmp_path / "big disk")) == 1
     with pytest.raises(InputError, match=r"no directory could be made there.*\?tmp=/path"):
         find_place(address(server, tmp="/nowhere at all")).check(["onnx"])
-
-
-# Who is let in
-
-
-def logins(server: Server) -> int:
-    return (server.folder / "sshd.log").read_text().count("Accepted publickey")
-
-
-def with_config(server: Server, folder: Path, old: str, new: str) -> Path:
-    """Returns another client configuration, with one line replaced."""
-    text = server.config.read_text()
-    assert old in text
-    (folder / "config").write_text(text.replace(old, new))
-    return folder / "config"
-
-
-def test_an_unknown_host_key_is_refused(
-    server: Server, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = with_config(server, tmp_path, str(server.folder / "known_hosts"), "/dev/null")
-    monkeypatch.setenv(CONFIG_VARIABLE, str(config))
-    before = logins(server)
-    with pytest.raises(
-        InputError, match="its host key is not known here: connect once with ssh -p"
-    ):
-        run_at(export, find_place(address(server)), limits=LIMITS)
-    assert logins(server) == before
-    # Not even where the user's own configuration would take any key.
-    config.write_text(f"StrictHostKeyChecking no\n{config.read_text()}")
-    with pytest.raises(InputError, match="its host key is not known here"):
-        find_place(address(server)).check(["onnx"])
-    assert logins(server) == before
-
-
-def test_a_changed_host_key_is_refused(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kind, key, *_ = (server.folder / "user_key.pub").read_text().split()
-    (tmp_path / "known").write_text(f"[127.0.0.1]:{server.port} {kind} {key}\n")
-    config = with_config(
-        server, tmp_path, str(server.folder / "known_hosts"), str(tmp_path / "known")
-    )
-    monkeypatch.setenv(CONFIG_VARIABLE, str(config))
-    before = logins(server)
-    words = rf"not the one in known_hosts.*ssh-keygen -R '\[127\.0\.0\.1\]:{server.port}'"
-    with pytest.raises(InputError, match=words):
-        find_place(address(server)).check(["onnx"])
-    assert logins(server) == before
-
-
-def test_a_login_that_is_refused(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = find_place(f"ssh://nobody-here@127.0.0.1:{server.port}")
-    with pytest.raises(InputError, match=r"nobody-here@127.* refused the login: .*ssh-copy-id"):
-        place.check(["onnx"])
-    config = with_config(
-        server, tmp_path, str(server.folder / "user_key"), str(server.folder / "host_key")
-    )
-    monkeypatch.setenv(CONFIG_VARIABLE, str(config))
-    with pytest.raises(InputError, match="refused the login"):
-        find_place(address(server)).check(["onnx"])
-
-
-def test_a_board_that_is_not_there() -> None:
-    with pytest.raises(InputError, match="no ssh server listens on port 1:"):
-        find_place("ssh://pi@127.0.0.1:1").check(["onnx"])
-    with pytest.raises(InputError, match=r"no-such-host\.invalid: no such host"):
-        find_place("ssh://pi@no-such-host.invalid").check(["onnx"])
-
-
-def test_a_name_in_the_users_configuration_is_this_machine_too(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "config").write_text("Host my-board\n HostName 127.0.0.2\n")
-    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "config"))
-    assert _real_host(Address("my-board")) == "127.0.0.2"
-    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "none"))
-    with pytest.raises(InputError, match=rf"{CONFIG_VARIABLE}: .*none is no file"):
-        open_place("ssh://my-board")
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("ssh://-oProxyCommand=touch@host", "write ssh://user@host"),
-        ("ssh://pi@-oProxyCommand=touch%20owned", "write ssh://user@host"),
-        ("ssh://pi@host;touch owned", "write ssh://user@host"),
-        ("ssh://pi@$(touch owned)", "write ssh://user@host"),
-        ("ssh://pi`touch owned`@host", "write ssh://user@host"),
-        ("ssh://pi@host/etc", "write ssh://user@host"),
-        ("ssh://pi:secret@host", "no password in an address"),
-        ("ssh://pi@host:0", "write ssh://user@host"),
-        ("ssh://pi@host:99999", "write ssh://user@host"),
-        ("ssh://pi@host:1x", "write ssh://user@host"),
-        ("ssh://", "write ssh://user@host"),
-        ("ssh:pi@host", "write ssh://user@host"),
-        ("ssh://pi@host?python=python3;touch owned", "python is the path of a file"),
-        ("ssh://pi@host?python=-c", "python is the path of a file"),
-        ("ssh://pi@host?python=$(touch%20owned)", "python is the path of a file"),
-        ("ssh://pi@host?python=a%0Ab", "python is the path of a file"),
-        ("ssh://pi@host?tmp=/tmp'%20", "tmp is the path of a file"),
-        ("ssh://pi@host?python=", "python is the path of a file"),
-        ("ssh://pi@host?threads=0", "threads is a whole number"),
-        ("ssh://pi@host?pyton=python3", "Did you mean 'python'"),
-    ],
-)
-def test_what_is_no_address(text: str, words: str) -> None:
-    with pytest.raises(InputError, match=words) as caught:
-        find_place(text)
-    assert "secret" not in str(caught.value)
-
-
-def test_settings() -> None:
-    query = "python=~/my%20env/bin/python&threads=4"
-    settings = board.parse_settings("ssh://pi@host", query, ("python", "threads"))
-    assert (settings.python, settings.threads) == ("./my env/bin/python", 4)
-
-
-# What the board lacks
-
-
-def test_a_board_without_the_packages(server: Server, export: Path, tmp_path: Path) -> None:
-    venv.create(tmp_path / "bare env", with_pip=False)
-    python = tmp_path / "bare env" / "bin" / "python"
-    words = (
-        r"bare env/bin/python \(Python 3.*no numpy and no onnxruntime: .*-m pip install numpy onn"
-    )
-    with pytest.raises(InputError, match=words):
-        run_at(export, find_place(address(server, python)), limits=LIMITS)
-    with pytest.raises(InputError, match="pip install numpy ai-edge-litert"):
-        find_place(address(server, python)).check(["tflite"])
-    assert server.left() == []
-
-
-def test_a_board_without_that_python(server: Server) -> None:
-    for missing in ("/no/such python", "python3.1"):
-        with pytest.raises(InputError, match=r"cannot be run there .*\?python=/path/to/python"):
-            find_place(address(server, missing)).check(["onnx"])
-    with pytest.raises(InputError, match="runs no qnn_dlc; it runs onnx, "):
-        find_place(address(server)).check(["qnn_dlc"])
-    assert server.left() == []
 
 
 def test_a_model_that_the_board_cannot_load(server: Server, tmp_path: Path) -> None:

@@ -88,12 +88,13 @@ def export(
 
 
 def _show_plan(request: Mapping[str, Any], as_json: bool) -> None:
+    """Prints what would run; the place too is asked whether it could."""
     from edgeport.places import find_place
     from edgeport.plan import make_plan
 
-    place = request["on"] and find_place(request["on"])
     plan = make_plan(**{name: value for name, value in request.items() if name != "on"})
-    if place:
+    place = find_place(request["on"]) if request["on"] else None
+    if place is not None:
         place.check(plan.runtimes)
     if as_json:
         click.echo(json.dumps(plan.describe(), indent=2))
@@ -102,8 +103,8 @@ def _show_plan(request: Mapping[str, Any], as_json: bool) -> None:
     what = _source_text(plan.source.describe())
     click.echo(f"{what} -> {plan.device.name} ({plan.device.chipset}), {plan.precision}")
     click.echo(f"runtimes: {', '.join(plan.runtimes)}; stages: {', '.join(stages)}")
-    then = f", then run on {request['on']}" if place else ""
-    click.echo(f"would write {plan.output_dir}{then}; nothing was run")
+    there = f" and run it on {place.text}" if place is not None else ""
+    click.echo(f"would write {plan.output_dir}{there}; nothing was run")
 
 
 def _source_text(source: Mapping[str, Any]) -> str:

@@ -82,13 +82,13 @@ class Phone:
         """Copies a file, or a folder, into the directory."""
         done = adb(self.serial, "push", str(source), f"{self.directory}/{name}", limit=self.seconds)
         if done.status != 0:
-            raise StageFailed("run", f"{name} could not be copied to {self.name}: {done.last_line}")
+            raise StageFailed("run", f"{name} could not be copied to {self.name}: {_error(done)}")
 
     def get(self, name: str, target: Path) -> None:
         """Copies a file, or a folder, of the directory here."""
         done = adb(self.serial, "pull", f"{self.directory}/{name}", str(target), limit=self.seconds)
         if done.status != 0:
-            raise StageFailed("run", f"{name} did not come back from {self.name}: {done.last_line}")
+            raise StageFailed("run", f"{name} did not come back from {self.name}: {_error(done)}")
 
     def run(self, words: Sequence[str], seconds: float) -> Ended:
         """Runs a command with its stdin held open."""
@@ -160,6 +160,12 @@ def _run_adb(words: Sequence[str], limit: float) -> Ended:
     if shutil.which("adb") is None:
         raise InputError("adb is not installed: apt install adb, or Android's platform-tools")
     return run_held(["adb", *words], limit, "adb")
+
+
+def _error(ended: Ended) -> str:
+    """Returns what adb calls an error; a count of files may follow it."""
+    said = re.search(r"^adb: error: (.+)$", f"{ended.stdout}\n{ended.stderr}", re.MULTILINE)
+    return said[1].strip() if said else ended.last_line
 
 
 def find_phone(serial: str) -> str:

@@ -193,7 +193,10 @@ def _ask(
     answer: dict[str, Any] = json.loads(rest.splitlines()[0])
     if "error" in answer:
         text = f"{board.name}: {answer['error']}"
-        raise InputError(text) if answer["kind"] == "missing" else StageFailed("run", text)
+        if answer["kind"] != "missing":
+            raise StageFailed("run", text)
+        more = "; or name fewer with --target-runtime"
+        raise InputError(text + (more if len(request.get("runtimes", ())) > 1 else ""))
     if "ended" in answer:
         raise _crashed(board, answer, seconds, ended)
     return answer

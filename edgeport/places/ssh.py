@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -200,7 +200,7 @@ class Ssh:
         with connect(self._address, self._settings.tmp, job.limits.seconds, job.keep) as board:
             ran = run_on_board(board, host, self._settings, job)
             kept = (f"left on {board.name}: {board.directory}",) if job.keep else ()
-            return Ran(ran.outputs, ran.provenance, ran.measurements, (*ran.notes, *kept))
+            return replace(ran, notes=(*ran.notes, *kept))
 
 
 def open_place(text: str) -> Ssh:
@@ -212,6 +212,8 @@ def open_place(text: str) -> Ssh:
     except ValueError as error:
         raise InputError(f"--on {text}: {error}; write {form}") from None
     user = parts.username or ""
+    start = parts.netloc.lower().rfind(host)  # the case counts in ~/.ssh/config
+    host = parts.netloc[start : start + len(host)]
     if parts.password is not None:
         raise InputError("--on ssh://: no password in an address; log in with a key")
     if parts.scheme != "ssh" or parts.path not in ("", "/") or parts.fragment or port == 0:

@@ -26,7 +26,8 @@ from benchmarks.tables import (
 )
 from edgeport.compare import sqnr_db
 from edgeport.errors import StageFailed
-from edgeport.measure import Timing, environment, interleave, peak_bytes_of, ratio
+from edgeport.measure import Timing, environment, interleave, ratio
+from edgeport.peak_memory import peak_bytes_of
 from edgeport.private import scratch_directory
 
 SUITE = "padre"

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeport.errors import InputError, StageFailed
+from edgeport.origins import shorten_traces
 from edgeport.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -93,6 +94,19 @@ def capture_module(module: nn.Module, feed: Mapping[str, NDArray[Any]]) -> ir.Mo
     "output" or "output_0", "output_1" ... Raises StageFailed with the exporter's first line, and
     InputError when the module's outputs are constants.
     """
+    program = export_program(module, feed)
+    if not len(program.model.graph):
+        raise InputError("the model computes nothing from its inputs; nothing is left to export")
+    _name_outputs(program.model, tuple(getattr(module, "output_names", ())))
+    shorten_traces(program.model)
+    return program.model
+
+
+def export_program(module: nn.Module, feed: Mapping[str, NDArray[Any]]) -> torch.onnx.ONNXProgram:
+    """Returns what torch's exporter makes of the module: the ONNX model, and the graph it is of.
+
+    Raises StageFailed with the exporter's first line.
+    """
     import torch
 
     from edgeport.exportable import exportable_functions
@@ -115,10 +129,7 @@ def capture_module(module: nn.Module, feed: Mapping[str, NDArray[Any]]) -> ir.Mo
                 line = f"the model's path depends on values: use torch.where or torch.cond ({line})"
             raise StageFailed("capture", line) from error
     assert program is not None
-    if not len(program.model.graph):
-        raise InputError("the model computes nothing from its inputs; nothing is left to export")
-    _name_outputs(program.model, tuple(getattr(module, "output_names", ())))
-    return program.model
+    return program
 
 
 def _name_outputs(model: ir.Model, names: tuple[str, ...]) -> None:
@@ -180,6 +191,7 @@ def read_onnx(path: Path) -> ir.Model:
             model = ir.load(path) if large else ir.from_proto(onnx.load(path))
     except Exception as error:  # protobuf, onnx and onnx_ir share no error class
         raise InputError(f"{path} is not a readable ONNX model: {_first_line(error)}") from error
+    shorten_traces(model)
     for value in [value for value in model.graph.inputs if value.is_initializer()]:
         model.graph.inputs.remove(value)  # a weight: old files list them among the inputs
     if not len(model.graph):

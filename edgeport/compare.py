@@ -43,6 +43,23 @@ def max_abs(reference: ArrayLike, actual: ArrayLike) -> float:
         return float(np.abs(signal - answer).max())
 
 
+def cosine(reference: ArrayLike, actual: ArrayLike) -> float:
+    """Returns the cosine of the angle between the two as vectors, sum r a / (|r| |a|), -1 to 1.
+
+    It does not see a wrong scale, which `sqnr_db` does. 1 where both are zero, 0 where one is; -1,
+    the worst there is, where `actual` holds NaN or infinity. Raises ValueError as `sqnr_db` does.
+    """
+    signal, answer = (values.ravel() for values in _checked(reference, actual))
+    if not np.isfinite(answer).all():
+        return -1.0
+    peaks = float(np.abs(signal).max()), float(np.abs(answer).max())
+    if 0.0 in peaks:
+        return float(peaks[0] == peaks[1])
+    # Scaled, for squares near the ends of the exponent range would overflow or vanish.
+    one, other = signal / peaks[0], answer / peaks[1]
+    return float(np.clip(one @ other / np.sqrt((one @ one) * (other @ other)), -1.0, 1.0))
+
+
 def top1(logits: ArrayLike, labels: ArrayLike) -> float:
     """Returns the fraction in [0, 1] of rows whose largest logit is the label's.
 

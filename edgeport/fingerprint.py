@@ -160,4 +160,6 @@ def _foreign_prefixes() -> tuple[str, ...]:
     found = {os.path.realpath(sysconfig.get_path(name)) for name in names}
     found |= {os.path.realpath(entry) for entry in sys.path if entry.endswith("-packages")}
     found |= {os.path.dirname(os.path.realpath(__file__)), "/proc", "/dev", "/sys"}
+    if recipes := sys.modules.get("edgeport_recipes"):  # a checkout's; they have a digest
+        found |= {os.path.realpath(folder) for folder in recipes.__path__}
     return tuple(os.path.join(path, "") for path in found)

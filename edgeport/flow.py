@@ -22,7 +22,7 @@ from edgeport.catalog import Source
 from edgeport.config import load_config
 from edgeport.feeds import PARITY_INPUTS, PARITY_INTEGERS, PARITY_OUTPUTS, FeedPlan, data_files
 from edgeport.fingerprint import digest, file_sha256, interpreter_digest
-from edgeport.footprint import SourceFiles, base_key
+from edgeport.footprint import SourceFiles, base_key, shortened
 from edgeport.plan import CONVERTED, OPTIMIZED, Plan, keep_quantized
 from edgeport.runtimes import RUNTIMES
 from edgeport.types import PRECISIONS, Artifact, TensorSpec
@@ -76,6 +76,7 @@ class Flow:
     def capture(self) -> Step:
         files = SourceFiles(self.plan.source, self.plan.seed, self.progress)
         digests = files.digests(self.cache, self._base)
+        self.facts["read"] = shortened({**digests, **self._data_digests})
         self._built = files.built
         step = self._captured(self.plan.source, digests)
         self._built = None  # its weights are in the file now

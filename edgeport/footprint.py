@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +32,19 @@ def base_key() -> dict[str, str]:
         "edgeport": tree_sha256(Path(edgeport.__file__).parent),
         "recipes": tree_sha256(Path(next(iter(edgeport_recipes.__path__)))),
     }
+
+
+def shortened(digests: Mapping[str, str]) -> dict[str, str]:
+    """Returns name -> sha256, by the shortest ends of the paths that tell the files apart.
+
+    A manifest is published: where on this disk the files lie is nobody's business.
+    """
+    absolute = {os.path.abspath(path): sha256 for path, sha256 in digests.items()}
+    parts = {path: Path(path).parts for path in absolute}
+    length = 1
+    while len({ends[-length:] for ends in parts.values()}) < len(parts):
+        length += 1
+    return {"/".join(parts[path][-length:]): absolute[path] for path in sorted(absolute)}
 
 
 class SourceFiles:

@@ -192,12 +192,12 @@ def _judge(
         return "not compared", None, None, str(problem)
     if precision == "float":
         return ("right" if found >= FLOAT_DB else "wrong"), found, error, ""
-    step = max((_step(cut, value.name) for value in cut.graph.output), default=0.0)
+    step = max((output_step(cut, value.name) for value in cut.graph.output), default=0.0)
     right = found >= INTEGER_DB or error <= INTEGER_STEPS * step
     return ("right" if right else "wrong"), found, error, ""
 
 
-def _step(cut: onnx.ModelProto, output: str) -> float:
+def output_step(cut: onnx.ModelProto, output: str) -> float:
     """Returns the scale with which an output is quantized; 0 where it is not."""
     maker = next(node for node in cut.graph.node if output in node.output)
     scales = {tensor.name: tensor for tensor in cut.graph.initializer}

@@ -6,6 +6,7 @@ work; every slow step goes through the cache; files reach the output directory i
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,12 @@ from edgeport.cache import Cache, default_root
 from edgeport.errors import InputError
 from edgeport.flow import Flow, Step
 from edgeport.places import JOURNAL, find_place
-from edgeport.plan import Options, make_plan
+from edgeport.plan import Options, Plan, make_plan
 from edgeport.private import scratch_directory
 from edgeport.running import read_manifest, run_at
 from edgeport.runtimes import RUNTIMES
 from edgeport.staging import staged_directory
-from edgeport.types import Artifact
+from edgeport.types import Artifact, plain
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,37 @@ def export(
         # Last: nothing else may run beside a measurement.
         flow.latency(comparisons.result(), captured)
         _carry_journal(plan.output_dir, staging)
-        manifest = flow.manifest(captured)
+        manifest = {**flow.manifest(captured), "request": _request(plan, options)}
         report.write_files(staging, manifest)
     hits = [entry.hit for entry in flow.entries]
     artifacts = tuple(flow.artifacts)
     if place is not None:
-        runs = run_at(plan.output_dir, place, limits=plan.limits, progress=progress)
+        runs = run_at(
+            plan.output_dir,
+            place,
+            limits=plan.limits,
+            calib_data=plan.calibration_data,
+            progress=progress,
+        )
         artifacts += tuple(run.artifact for run in runs)
         manifest = read_manifest(plan.output_dir)
     return Export(plan.output_dir, artifacts, manifest, len(hits), sum(hits))
+
+
+def _request(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what was asked for as `reproduce` asks for it again: plain values, no defaults.
+
+    Paths are as they were given.
+    """
+    defaults = {name: one.default for name, one in inspect.signature(make_plan).parameters.items()}
+    told = {
+        key: str(value) if isinstance(value, Path) else plain(value)
+        for key, value in options.items()
+        if key in defaults and value and value != defaults[key]
+    }
+    if plan.source.recipe is not None:
+        told["options"] = plain(plan.source.options)  # those that were left out have defaults
+    return {"source": plan.source.text, **{key: told[key] for key in sorted(told)}}
 
 
 def _carry_journal(output_dir: Path, staging: Path) -> None:

@@ -14,6 +14,7 @@ import edgeport
 from edgeport.deploy import deploy_markdown
 from edgeport.fingerprint import file_sha256
 from edgeport.private import write_text_atomic
+from edgeport.runtimes import RUNTIMES
 from edgeport.staging import GENERATOR, MANIFEST
 from edgeport.types import UNITS, Artifact, Measurement
 
@@ -47,7 +48,8 @@ def make_manifest(
 ) -> dict[str, Any]:
     """Returns the manifest: the request, the tools, each stage's artifact, and every file's sha256.
 
-    `files` is the directory with all files but manifest.json and DEPLOY.md in it.
+    `files` is the directory with all files but manifest.json and DEPLOY.md in it. Whatever depends
+    on when and where it ran is in the section `run`; the rest is the same in every run.
     """
     return {
         "generator": GENERATOR,
@@ -56,14 +58,22 @@ def make_manifest(
         "tools": _tool_versions(),
         "inputs": list(inputs),
         "outputs": list(outputs),
-        "artifacts": [artifact.to_dict() for artifact in artifacts],
+        "artifacts": [_lasting(artifact) for artifact in artifacts],
         "placement": placement(artifacts),
-        "latency": list(latency),
-        "places": [],  # what ran elsewhere: running.py adds to it
         **facts,
-        "warnings": list(warnings),
+        "run": {
+            "seconds": [artifact.seconds for artifact in artifacts],
+            "latency": list(latency),
+            "places": [],  # what ran elsewhere: running.py adds to it
+            "warnings": list(warnings),
+        },
         "files": {file.name: _file_entry(file) for file in sorted(files.iterdir())},
     }
+
+
+def _lasting(artifact: Artifact) -> dict[str, Any]:
+    """Returns the artifact without the seconds that it took."""
+    return {key: value for key, value in artifact.to_dict().items() if key != "seconds"}
 
 
 def placement(artifacts: Sequence[Artifact]) -> dict[str, dict[str, int]]:
@@ -72,7 +82,8 @@ def placement(artifacts: Sequence[Artifact]) -> dict[str, dict[str, int]]:
     for artifact in artifacts:
         if artifact.nodes:
             units = Counter(node.unit for node in artifact.nodes)
-            shown = [unit for unit in UNITS if unit != "gpu" or units["gpu"]]
+            other = "npu" if RUNTIMES[artifact.runtime].passes == "gpu" else "gpu"
+            shown = [unit for unit in UNITS if unit != other or units[unit]]
             placed[artifact.runtime] = {str(unit): units[unit] for unit in shown}
     return placed
 
@@ -138,7 +149,8 @@ def summary_lines(manifest: Mapping[str, Any]) -> list[str]:
     lines = []
     for runtime, units in manifest["placement"].items():
         ops = "  ".join(f"{unit} {count} ops" for unit, count in units.items())
-        lines.append(f"{runtime}: {ops}")
+        how = " with its GPU delegate" if "gpu" in units else ""
+        lines.append(f"{runtime}{how}: {ops}")
     if "calibration" in manifest:
         used = f"{manifest['calibrated_on']}: " if "calibrated_on" in manifest else ""
         lines.append(f"calibrated on {used}{manifest['calibration']}")
@@ -147,9 +159,20 @@ def summary_lines(manifest: Mapping[str, Any]) -> list[str]:
         if counts:
             lines.append(f"rewrites: {', '.join(counts)}")
         lines.extend(f"note: {note}" for note in artifact["notes"])
-    lines.extend(latency_line(row, manifest) for row in manifest["latency"])
-    lines.extend(f"warning: {warning}" for warning in manifest["warnings"])
+    run = manifest["run"]
+    lines.extend(latency_line(row, manifest) for row in run["latency"])
+    for placed in run["places"]:
+        lines.extend(place_lines(placed))
+    lines.extend(f"warning: {warning}" for warning in run["warnings"])
     return lines
+
+
+def place_lines(run: Mapping[str, Any]) -> list[str]:
+    """Returns what a place measured, and its notes, from the manifest's entry of the run."""
+    where = f"{run['artifact']['runtime']} on {run['place']}"
+    measured = [Measurement.from_dict(one) for one in run["measurements"]]
+    notes = [f"note: {note}" for note in run["notes"]]
+    return [*(f"{where}: {measurement_text(one)}" for one in measured), *notes]
 
 
 def latency_line(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:

@@ -40,12 +40,14 @@ class TensorType:
 class Workbench:
     """A model whose nodes all have names of their own, the types of its tensors, and its cuts.
 
-    `feed` is one real input; the values at the border of a cut come from running it on the host.
+    `feed` is one real input; the values at the border of a cut come from running it on the host,
+    without `optimize` node by node as the file states it.
     """
 
-    def __init__(self, model: onnx.ModelProto, feed: Feed) -> None:
+    def __init__(self, model: onnx.ModelProto, feed: Feed, *, optimize: bool = True) -> None:
         self.model = with_names(model)
         self.feed = feed
+        self.optimize = optimize
         self.nodes = tuple(self.model.graph.node)
 
     @cached_property
@@ -89,7 +91,8 @@ class Workbench:
         model.CopyFrom(self.model)
         del model.graph.output[:]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-        return {**held, **dict(zip(wanted, run_on_host(model, self.feed), strict=True))}
+        answers = run_on_host(model, self.feed, optimize=self.optimize)
+        return {**held, **dict(zip(wanted, answers, strict=True))}
 
     def border(self, indices: Sequence[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Returns the names of the tensors that these nodes take from others, and give to them."""
@@ -112,9 +115,13 @@ class Workbench:
         )
         return inputs, outputs
 
-    def cut(self, indices: Sequence[int]) -> onnx.ModelProto:
-        """Returns the model of these nodes alone; tensors at its border are inputs and outputs."""
+    def cut(self, indices: Sequence[int], wanted: Sequence[str] | None = None) -> onnx.ModelProto:
+        """Returns the model of these nodes alone; tensors at its border are inputs and outputs.
+
+        `wanted` names the outputs in place of those at the border.
+        """
         inputs, outputs = self.border(indices)
+        outputs = outputs if wanted is None else tuple(wanted)
         nodes = [self.nodes[index] for index in indices]
         weights = dict.fromkeys(name for node in nodes for name in used_names(node))
         graph = helper.make_graph(
@@ -206,12 +213,14 @@ def _fits_in_a_message(model: onnx.ModelProto) -> bool:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= EXTERNAL_DATA_BYTES
 
 
-def run_on_host(model: onnx.ModelProto, feed: Feed) -> tuple[NDArray[Any], ...]:
+def run_on_host(
+    model: onnx.ModelProto, feed: Feed, *, optimize: bool = True
+) -> tuple[NDArray[Any], ...]:
     """Returns the outputs that onnxruntime's CPU provider gives; raises StageFailed."""
     with scratch_directory() as folder:
         path = folder / "model.onnx"  # a file: a model over 2 GiB fits in no message
         save_onnx(model, path)
-        return Session(path).run(feed)
+        return Session(path, optimize=optimize).run(feed)
 
 
 def _stated_types(model: onnx.ModelProto) -> dict[str, TensorType]:

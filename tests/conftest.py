@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import onnx
 import pytest
+
+if TYPE_CHECKING:
+    from hub_phone import Hub
 
 # Their assertions too show the values that differ; it must precede the first import of them.
 pytest.register_assert_rewrite("support", "versions")
 
-from support import FACTORY, Command, command, command_environment  # noqa: E402
+from support import FACTORY, Command, command, command_environment, conv_net  # noqa: E402
+
+import edgeport  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -79,6 +88,48 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the passes, where they are not what is tested: onnxsim's child takes long."""
     monkeypatch.setattr("edgeport.stages.passes_for", lambda target: ())
+
+
+# Qualcomm's AI Hub, on this machine
+
+
+@pytest.fixture(scope="session")
+def hub_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export in w8a8 with an ONNX file and a context binary; net.onnx lies beside it."""
+    folder = tmp_path_factory.mktemp("made")
+    onnx.save(conv_net(), folder / "net.onnx")
+    return edgeport.export(
+        str(folder / "net.onnx"),
+        device="s24",
+        precision="w8a8",
+        calib_samples=4,
+        parity_samples=2,
+        output_dir=folder / "out",
+    ).directory
+
+
+@pytest.fixture
+def export(hub_made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(hub_made, tmp_path / "out"))
+
+
+@pytest.fixture
+def hub(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The server; the account is in the ini file that the environment names."""
+    from hub_server import serving, write_ini
+
+    with serving(tmp_path) as server:
+        server.know(export / "model_ctx.onnx")
+        monkeypatch.setenv("QAIHUB_CLIENT_INI", str(write_ini(tmp_path / "hub.ini", server.url)))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's pauses between its retries, 48 s in all, take no time."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
 
 
 # A skip for something that EDGEPORT_REQUIRE names is a failure

@@ -129,6 +129,17 @@ def command_environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), **more}
 
 
+def called(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Runs the command in this process; returns its exit code, stdout and stderr."""
+    from edgeport.cli import main
+
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(one) for one in arguments])
+    out, err = capfd.readouterr()
+    return int(str(ended.value.code)), out, err
+
+
 def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     words = [sys.executable, "-c", code, *arguments]

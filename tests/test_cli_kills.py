@@ -262,5 +262,5 @@ def test_the_cache_can_be_read_only_or_lost(
     done = run_cli(*TINY, *ON_HOST, *OUT, EDGEPORT_CACHE_DIR=str(tmp_path / "file" / "cache"))
     assert done.returncode == 0, done.stderr
     assert "warning: the cache" in done.stdout
-    assert manifest_of(tmp_path / "out")["warnings"]
+    assert manifest_of(tmp_path / "out")["run"]["warnings"]
     assert os.listdir(tmp_path / "out")

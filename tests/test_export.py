@@ -67,7 +67,7 @@ def test_files_and_their_hashes(padre: Export) -> None:
 def test_the_manifest(padre: Export) -> None:
     manifest = padre.manifest
     assert manifest["generator"] == "edgeport"
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["source"]["variant"] == "padre3"
     assert manifest["source"]["options"]["dim"] == 32
     assert manifest["options"]["precision"] == "w8a16"
@@ -138,7 +138,7 @@ def test_deploy_names_what_a_developer_needs(padre: Export) -> None:
 @needs_compiler
 @padre_group
 def test_latency_is_compared_with_attention_on_this_machine(padre: Export) -> None:
-    rows = padre.manifest["latency"]
+    rows = padre.manifest["run"]["latency"]
     assert len(rows) == 2
     for row in rows:
         assert row["variant"]["provenance"] == row["baseline"]["provenance"] == "host"

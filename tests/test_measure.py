@@ -20,7 +20,8 @@ import pytest
 
 from edgeport import measure
 from edgeport.errors import StageFailed
-from edgeport.measure import Ratio, Timing, interleave, peak_bytes_of, ratio, summarise
+from edgeport.measure import Ratio, Timing, interleave, ratio, summarise
+from edgeport.peak_memory import peak_bytes_of
 
 MIB = 2**20
 

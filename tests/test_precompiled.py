@@ -79,7 +79,7 @@ def test_the_file_runs_alone(export: edgeport.pipeline.Export, tmp_path: Path) -
 def test_at_a_place(export: edgeport.pipeline.Export) -> None:
     (run,) = run_at(export.directory, find_place("local"), [NAME], limits=LIMITS)
     assert run.artifact.parity == export.artifact("run", NAME).parity
-    assert json.loads((export.directory / "manifest.json").read_text())["places"]
+    assert json.loads((export.directory / "manifest.json").read_text())["run"]["places"]
 
 
 @needs_compiler

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from support import LIMITS, conv_net, needs_compiler
+from support import LIMITS, conv_net, needs_compiler, save
 
 import edgeport
 from edgeport.errors import InputError, StageFailed
@@ -40,11 +40,13 @@ def test_local_gives_what_the_export_gave_and_records_it(export: Path) -> None:
     first = {
         one["runtime"]: one["parity"] for one in manifest["artifacts"] if one["stage"] == "run"
     }
-    for run, recorded in zip(runs, manifest["places"], strict=True):
+    for run, recorded in zip(runs, manifest["run"]["places"], strict=True):
         assert run.artifact.to_dict()["parity"] == first[run.artifact.runtime]
         assert recorded == json.loads(json.dumps(run.to_dict()))
     run_at(export, find_place("local"), ["onnx"], limits=LIMITS)
-    assert len(read_manifest(export)["places"]) == 2  # it stands in the place of the earlier one
+    assert (
+        len(read_manifest(export)["run"]["places"]) == 2
+    )  # it stands in the place of the earlier one
 
 
 @needs_compiler
@@ -55,7 +57,7 @@ def test_a_missed_tolerance_is_an_error_after_it_was_recorded(export: Path) -> N
     with pytest.raises(StageFailed, match=r"on local is .* dB from the reference; 90 dB"):
         run_at(export, find_place("local"), ["onnx"], limits=LIMITS)
     manifest = read_manifest(export)
-    assert any(one["artifact"]["runtime"] == "onnx" for one in manifest["places"])
+    assert any(one["artifact"]["runtime"] == "onnx" for one in manifest["run"]["places"])
     manifest["options"]["tolerance_db"] = None
     (export / "manifest.json").write_text(json.dumps(manifest))
 
@@ -71,7 +73,22 @@ def test_an_export_that_has_run_somewhere_may_be_replaced(export: Path) -> None:
         on="local",
     )
     assert (export / JOURNAL).read_text() == '{"job": "j1"}\n'
-    assert [one["place"] for one in read_manifest(export)["places"]] == ["local", "local"]
+    assert [one["place"] for one in read_manifest(export)["run"]["places"]] == ["local", "local"]
+
+
+@needs_compiler
+def test_integer_inputs_and_outputs_are_compared_as_real_numbers(tmp_path: Path) -> None:
+    made = edgeport.export(
+        str(save(conv_net(), tmp_path / "net.onnx")),
+        device="s24",
+        precision="w8a8",
+        calib_samples=4,
+        quantize_io=True,
+        output_dir=tmp_path / "out",
+    )
+    for run in run_at(tmp_path / "out", find_place("local"), limits=LIMITS):
+        exported = made.artifact("run", run.artifact.runtime)
+        assert run.artifact.parity[0].value == exported.parity[0].value > 30
 
 
 def test_what_is_no_export(tmp_path: Path) -> None:

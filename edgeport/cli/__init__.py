@@ -14,10 +14,13 @@ from typing import NoReturn
 import click
 
 import edgeport
+from edgeport.cli.bisect import bisect
+from edgeport.cli.compare import compare
 from edgeport.cli.doctor import doctor
 from edgeport.cli.export import export
 from edgeport.cli.listing import list_things
 from edgeport.cli.passes import passes
+from edgeport.cli.reproduce import reproduce
 from edgeport.cli.run import run
 from edgeport.cli.sensitivity import sensitivity
 from edgeport.errors import EdgeportError
@@ -33,6 +36,9 @@ cli.add_command(export)
 cli.add_command(doctor)
 cli.add_command(list_things)
 cli.add_command(passes)
+cli.add_command(reproduce)
+cli.add_command(compare)
+cli.add_command(bisect)
 cli.add_command(run)
 cli.add_command(sensitivity)
 

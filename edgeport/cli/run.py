@@ -18,10 +18,16 @@ from edgeport.descriptors import redirected
     "--on",
     default="local",
     show_default=True,
-    help="Where: local | hub (Qualcomm AI Hub) | ssh://user@host | adb:SERIAL.",
+    help="Where: local | hub (Qualcomm AI Hub; hub:quantize lets it quantize) | ssh://user@host |"
+    " adb:SERIAL.",
 )
 @click.option("--target-runtime", help="Runtimes, comma-separated; default: all the export has.")
 @click.option("--keep", is_flag=True, help="Leave the files on the board or phone.")
+@click.option(
+    "--calib-data",
+    type=click.Path(path_type=Path),
+    help="hub:quantize: what the export was calibrated on, where it was given any.",
+)
 @click.option("--timeout", default=900.0, show_default=True, help="Seconds for one runtime.")
 @click.option("--memory", default=16.0, show_default=True, help="GiB for one local process.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -31,6 +37,7 @@ def run(
     on: str,
     target_runtime: str | None,
     keep: bool,
+    calib_data: Path | None,
     timeout: float,
     memory: float,
     as_json: bool,
@@ -39,6 +46,11 @@ def run(
     """Run the files of an export in DIRECTORY at a place, and compare them with the reference.
 
     What comes of it, latency included where a device was timed, is added to its manifest.
+
+    ssh and adb take settings behind a ?, separated by &: python=PATH is the interpreter on the
+    board, threads=N, tmp=PATH where its directory is made; with adb benchmark_model=PATH or
+    qnn_net_run=PATH is a tool that runs the files in place of Python. ssh uses ~/.ssh/config, or
+    the file that EDGEPORT_SSH_CONFIG names.
     """
     from edgeport.places import find_place
     from edgeport.running import run_at
@@ -48,18 +60,24 @@ def run(
     limits = Limits(timeout, int(memory * 2**30))
     with show_progress() as progress, redirected(1, 2):
         place = find_place(on)
-        runs = run_at(directory, place, names, limits=limits, keep=keep, progress=progress)
+        runs = run_at(
+            directory,
+            place,
+            names,
+            limits=limits,
+            keep=keep,
+            calib_data=calib_data,
+            progress=progress,
+        )
     if as_json:
         click.echo(json.dumps([one.to_dict() for one in runs], indent=2, allow_nan=False))
         return
     from rich.console import Console
 
-    from edgeport.report import measurement_text, stage_table
+    from edgeport.report import place_lines, stage_table
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(stage_table([one.artifact for one in runs]))
     for one in runs:
-        for measured in one.measurements:
-            click.echo(f"{one.artifact.runtime} on {one.place}: {measurement_text(measured)}")
-        for note in one.notes:
-            click.echo(f"note: {note}")
+        for line in place_lines(one.to_dict()):
+            click.echo(line)

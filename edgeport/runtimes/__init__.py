@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from edgeport.config import load_config
 from edgeport.errors import InputError, UnknownName
-from edgeport.types import PRECISIONS, Precision, Provenance, Serialisable
+from edgeport.types import CONVERTER_PRECISIONS, PRECISIONS, Precision, Provenance, Serialisable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -166,6 +166,19 @@ RUNTIMES: dict[str, Runtime] = {
             requires=("executorch", "torchao", "torch", "onnx"),
             runs_with=("executorch",),
             install='pip install "edgeport[executorch]"',
+        ),
+        Runtime(
+            name="tflite",
+            files=("model.tflite",),
+            compiles="rewritten",
+            passes="gpu",
+            precisions=("float", "w8a8", "w8a16", *CONVERTER_PRECISIONS),
+            computed="fp32",
+            runs_here="LiteRT on this machine's CPU (XNNPACK)",
+            runs_as="host",
+            requires=("litert_torch", "ai_edge_quantizer", "ai_edge_litert", "onnx", "torch"),
+            runs_with=("ai_edge_litert", "tflite_runtime"),
+            install='pip install "edgeport[tflite]"',
         ),
     )
 }

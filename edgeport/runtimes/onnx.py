@@ -27,11 +27,16 @@ class Session:
     """A model, from a file or its bytes, that runs feeds on this machine's CPU.
 
     `threads` of 0 leaves the number to onnxruntime; `spin` lets its threads wait busily between
-    calls, which steals time from whatever else is timed. Raises StageFailed where it does not load.
+    calls, which steals time from whatever else is timed. Without `optimize` every node is computed
+    as the file states it: nothing is fused. Raises StageFailed where it does not load.
     """
 
-    def __init__(self, model: Path | bytes, threads: int = 0, *, spin: bool = True) -> None:
+    def __init__(
+        self, model: Path | bytes, threads: int = 0, *, spin: bool = True, optimize: bool = True
+    ) -> None:
         options = ort.SessionOptions()
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         options.log_severity_level = 4  # errors reach the user as exceptions
         options.intra_op_num_threads = threads

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 
@@ -11,8 +12,7 @@ def deploy_markdown(manifest: Mapping[str, Any]) -> str:
     device = manifest["device"]
     source = manifest["source"]
     variant = f" ({source['variant']})" if source["variant"] else ""
-    has_binary = "model.bin" in manifest["files"]
-    portable = "quantized.onnx" if "quantized.onnx" in manifest["files"] else "optimized.onnx"
+    files = manifest["files"]
     sections = [
         f"# {source['name']}{variant} on {device['name']}",
         f"Precision {manifest['options']['precision']}, chipset {device['chipset']},"
@@ -20,14 +20,9 @@ def deploy_markdown(manifest: Mapping[str, Any]) -> str:
         "## Inputs and outputs",
         _tensor_table(manifest),
         _value_sentence(manifest),
-        *(_binary_sections(manifest) if has_binary else ()),
-        f"## On any phone: {portable}",
-        f"`{portable}` runs on the CPU of every phone with onnxruntime-android"
-        f" {manifest['tools']['onnxruntime']} or newer.{_data_sentence(portable, manifest)}",
-        "```kotlin\n"
-        "val environment = OrtEnvironment.getEnvironment()\n"
-        f'val session = environment.createSession("$filesDir/{portable}")\n'
-        "```",
+        *(_binary_sections(manifest) if "model.bin" in files else ()),
+        *(_litert_sections(manifest) if "model.tflite" in files else ()),
+        *(part for name in _portable(files) for part in _portable_sections(name, manifest)),
         "## Check it on the phone",
         "`parity_inputs.npz` and `parity_outputs.npz` hold inputs and the reference's answers"
         " (keys `sample:name`). The same inputs on the phone should give an SQNR near the one that"
@@ -35,6 +30,88 @@ def deploy_markdown(manifest: Mapping[str, Any]) -> str:
         _parity_table(manifest["artifacts"]),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _portable(files: Container[str]) -> list[str]:
+    """Returns the ONNX file that every phone runs; none where only converters were asked for."""
+    return [name for name in ("quantized.onnx", "optimized.onnx") if name in files][:1]
+
+
+def _portable_sections(name: str, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        f"## On any phone: {name}",
+        f"`{name}` runs on the CPU of every phone with onnxruntime-android"
+        f" {manifest['tools']['onnxruntime']} or newer.{_data_sentence(name, manifest)}",
+        "```kotlin\n"
+        "val environment = OrtEnvironment.getEnvironment()\n"
+        f'val session = environment.createSession("$filesDir/{name}")\n'
+        "```",
+    )
+
+
+def _litert_sections(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns how an app loads model.tflite, and which of its operators the GPU takes."""
+    facts = manifest["compiled"]["tflite"]
+    units = manifest["placement"].get("tflite", {})
+    taken = units.get("gpu", 0)
+    left = sum(units.values()) - taken
+    accelerator = "GPU" if taken and not left else "CPU"
+    version = facts["tools"]["ai-edge-litert"]
+    buffers = "\n".join(_buffer_lines(facts))
+    return (
+        "## With LiteRT: model.tflite",
+        "`model.tflite` runs on the CPU of every phone (XNNPACK). By the rules of LiteRT's GPU"
+        f" delegate {taken} of its {taken + left} operators run on a GPU, and {left} do not"
+        f"{': manifest.json says which and why' if left else ''}."
+        f" Its signature `{facts['signature']}` has the names and the order of the tensors above."
+        f"{_integer_sentence(manifest, facts)}",
+        "```kotlin\n"
+        "// build.gradle.kts\n"
+        f'implementation("com.google.ai.edge.litert:litert:{version}")\n'
+        "// for Accelerator.GPU:\n"
+        f'implementation("com.google.ai.edge.litert:litert-gpu:{version}")\n'
+        "```",
+        "```kotlin\n"
+        "val model = CompiledModel.create(\n"
+        f'    context.assets, "model.tflite", CompiledModel.Options(Accelerator.{accelerator}))\n'
+        "val inputs = model.createInputBuffers()\n"
+        "val outputs = model.createOutputBuffers()\n"
+        f"{buffers}\n"
+        "```",
+        "These lines were not run on a phone here.",
+    )
+
+
+def _buffer_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Returns the lines of Kotlin that fill the inputs, run, and read the outputs."""
+    kinds = {
+        "float32": ("Float", "FloatArray"),
+        "int32": ("Int", "IntArray"),
+        "bool": ("Boolean", "BooleanArray"),
+    }
+    lines = []
+    for place, tensor in enumerate(facts["inputs"]):
+        kind, array = kinds.get(tensor["dtype"], ("Int8", "ByteArray"))
+        size = math.prod(tensor["shape"])
+        what = f"{tensor['name']}: {array} of {size}"
+        lines.append(f"inputs[{place}].write{kind}(values{place})  // {what}")
+    lines.append("model.run(inputs, outputs)")
+    for place, tensor in enumerate(facts["outputs"]):
+        kind = kinds.get(tensor["dtype"], ("Int8", "ByteArray"))[0]
+        lines.append(f"val result{place} = outputs[{place}].read{kind}()  // {tensor['name']}")
+    return lines
+
+
+def _integer_sentence(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Returns which tensors are narrower in the file than in the table; nothing where none is."""
+    wide = {one["name"]: one["dtype"] for key in ("inputs", "outputs") for one in manifest[key]}
+    narrow = [
+        f"`{one['name']}` is {one['dtype']} in this file"
+        for key in ("inputs", "outputs")
+        for one in facts[key]
+        if one["dtype"] != wide[one["name"]]
+    ]
+    return f" {'; '.join(narrow)}." if narrow else ""
 
 
 def _data_sentence(model: str, manifest: Mapping[str, Any]) -> str:
@@ -57,6 +134,8 @@ def _value_sentence(manifest: Mapping[str, Any]) -> str:
             f"{', '.join(manifest['integer_io'])}: the stored integers themselves, {reading}."
             f" `parity_integers.npz` holds the parity inputs so.{normalised}"
         )
+    if "model.tflite" in manifest["files"] and not manifest.get("io_scales"):
+        return f"Values at both ends are of the types above; none is quantized.{normalised}"
     return (
         "Values at both ends are ordinary floats: a quantized graph quantizes its inputs and"
         f" dequantizes its outputs itself, with the scales in the last column: {reading}."

@@ -200,5 +200,11 @@ def find_runtime(name: str) -> Runtime:
     return runtime
 
 
+def missing_modules(name: str) -> list[str]:
+    """Returns what this interpreter lacks for a runtime, numpy included; for a child process."""
+    lacking = [] if _is_importable("numpy") else ["numpy"]
+    return [*lacking, *RUNTIMES[name].missing()]
+
+
 def _is_importable(module: str) -> bool:
     return importlib.util.find_spec(module) is not None

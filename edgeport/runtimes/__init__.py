@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from edgeport.config import load_config
@@ -193,11 +194,23 @@ def find_runtime(name: str) -> Runtime:
     if name not in RUNTIMES:
         raise UnknownName("target runtime", name, RUNTIMES)
     runtime = RUNTIMES[name]
-    if name in load_config().interpreters:
+    if name in interpreters():
         return runtime
     if missing := runtime.missing():
         raise InputError(f"runtime {name} needs {', '.join(missing)}: {runtime.install}")
     return runtime
+
+
+def interpreters() -> Mapping[str, Path]:
+    """Returns runtime -> the interpreter that edgeport.toml names for it.
+
+    Raises UnknownName for a runtime there that there is not.
+    """
+    config = load_config()
+    for name in config.interpreters:
+        if name not in RUNTIMES:
+            raise UnknownName(f"runtime in {config.file}, [runtimes.{name}]:", name, RUNTIMES)
+    return config.interpreters
 
 
 def missing_modules(name: str) -> list[str]:

@@ -21,7 +21,10 @@ def deploy_markdown(manifest: Mapping[str, Any]) -> str:
         _tensor_table(manifest),
         _value_sentence(manifest),
         *(_binary_sections(manifest) if "model.bin" in files else ()),
+        *(_embedded_sections(manifest) if "precompiled_qnn.onnx" in files else ()),
+        *(_dlc_sections(manifest) if "model.dlc" in files else ()),
         *(_litert_sections(manifest) if "model.tflite" in files else ()),
+        *(_executorch_sections(manifest) if "model.pte" in files else ()),
         *(part for name in _portable(files) for part in _portable_sections(name, manifest)),
         "## Check it on the phone",
         "`parity_inputs.npz` and `parity_outputs.npz` hold inputs and the reference's answers"
@@ -188,15 +191,79 @@ def _parity_table(artifacts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _binary_sections(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    facts = manifest["device"]["facts"]
-    version = manifest["compiled"]["qnn_context_binary"]["qairt_version"] or "unknown"
-    least = ".".join(version.removeprefix("v").split(".")[:3])
-    tools = manifest["tools"]
     return (
         "## On the NPU: model_ctx.onnx and model.bin",
-        f"`model.bin` is a QNN context binary for soc_model {facts['soc_model']['value']}"
-        f" (Hexagon v{facts['htp_arch']['value']}) and loads on no other; `model_ctx.onnx` is the"
-        " small ONNX file that names it. Keep both in one folder under these names.",
+        f"`model.bin` is a QNN context binary for {_chip(manifest)} and loads on no other;"
+        " `model_ctx.onnx` is the small ONNX file that names it. Keep both in one folder under"
+        " these names.",
+        *_provider_parts(manifest, "qnn_context_binary", "model_ctx.onnx"),
+    )
+
+
+def _embedded_sections(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        "## On the NPU, in one file: precompiled_qnn.onnx",
+        f"`precompiled_qnn.onnx` has the QNN context binary for {_chip(manifest)} inside it, and"
+        " loads on no other.",
+        *_provider_parts(manifest, "precompiled_qnn_onnx", "precompiled_qnn.onnx"),
+    )
+
+
+def _dlc_sections(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        "## On the NPU, compiled when it is loaded: model.dlc",
+        "`model.dlc` names no chip: the phone's QAIRT compiles it when it loads it, which takes a"
+        " while the first time. Every operator was checked against the NPU of"
+        f" {_chip(manifest)}; another chip may refuse one.",
+        f"- Written by QAIRT {manifest['compiled']['qnn_dlc']['qairt_version']}. The phone needs"
+        f" QAIRT {_qairt(manifest, 'qnn_dlc')} or newer.",
+        "```shell\n"
+        "# on the phone, with qnn-net-run and libQnnHtp.so of the QAIRT SDK\n"
+        "qnn-net-run --backend libQnnHtp.so --dlc_path model.dlc --input_list inputs.txt\n"
+        "```",
+        "An app composes it with `QnnSystemDlc_composeGraphs` of the SDK's C interface. These lines"
+        " were not run on a phone here.",
+    )
+
+
+def _executorch_sections(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    names = ", ".join(tensor["name"] for tensor in manifest["inputs"])
+    return (
+        "## With ExecuTorch: model.pte",
+        "`model.pte` runs on the CPU of every phone: XNNPACK computes"
+        f" {manifest['compiled']['executorch']['delegated']} of its operators, ExecuTorch's own"
+        " kernels the others. Inputs and outputs stand in the order above, with the"
+        " types that the model has.",
+        "```kotlin\n"
+        "// build.gradle.kts\n"
+        'implementation("org.pytorch:executorch-android:'
+        f'{manifest["tools"]["executorch"]}")\n'
+        "```",
+        "```kotlin\n"
+        'val module = Module.load("$filesDir/model.pte")\n'
+        f"// one Tensor.fromBlob(values, shape) each: {names}\n"
+        "val outputs = module.forward(*inputs.map { EValue.from(it) }.toTypedArray())\n"
+        "```",
+        "These lines were not run on a phone here.",
+    )
+
+
+def _chip(manifest: Mapping[str, Any]) -> str:
+    facts = manifest["device"]["facts"]
+    return f"soc_model {facts['soc_model']['value']} (Hexagon v{facts['htp_arch']['value']})"
+
+
+def _qairt(manifest: Mapping[str, Any], runtime: str) -> str:
+    """Returns the QAIRT version of a runtime's compiler, as the phone's has to be at least."""
+    version = manifest["compiled"][runtime]["qairt_version"] or "unknown"
+    return ".".join(version.removeprefix("v").split(".")[:3])
+
+
+def _provider_parts(manifest: Mapping[str, Any], runtime: str, file: str) -> tuple[str, ...]:
+    """Returns how an app opens `file` with onnxruntime's QNN provider, and which versions."""
+    version = manifest["compiled"][runtime]["qairt_version"] or "unknown"
+    least, tools = _qairt(manifest, runtime), manifest["tools"]
+    return (
         f"- QAIRT inside the binary: {version}. The phone needs QAIRT {least} or newer: an older"
         " runtime does not load it. The app brings it as `qnn-runtime` (below).\n"
         f"- Compiled with onnxruntime {tools['onnxruntime']} and onnxruntime-qnn"
@@ -219,7 +286,7 @@ def _binary_sections(manifest: Mapping[str, Any]) -> tuple[str, ...]:
         "    environment.epDevices.filter { it.epName == qnn },\n"
         '    mapOf("backend_type" to "htp", "htp_performance_mode" to "burst"),\n'
         ")\n"
-        'val session = environment.createSession("$filesDir/model_ctx.onnx", options)\n'
+        f'val session = environment.createSession("$filesDir/{file}", options)\n'
         "```",
         "The Gradle versions are those of the tools that compiled the binary; where one is not yet"
         " published, take the next newer. These lines were not run on a phone here.",

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from edgeport.config import load_config
 from edgeport.errors import InputError, UnknownName
-from edgeport.types import CONVERTER_PRECISIONS, PRECISIONS, Precision, Provenance, Serialisable
+from edgeport.types import (
+    CONVERTER_PRECISIONS,
+    PRECISIONS,
+    Precision,
+    Provenance,
+    Serialisable,
+    Unit,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,8 +73,8 @@ class Runtime(Serialisable):
     device computes in where the precision is float; `runs_as` is the provenance of its numbers on
     this machine, None where nothing here runs it; `requires` are the modules that compile, and
     `runs_with` those of which one has to be there to run it. Without `default` it is made only when
-    it is asked for by name. `packs` names the runtime whose files it puts into another form: then
-    those are what an export compiles it from.
+    it is asked for by name. `units` are where its operators can land. `packs` names the runtime
+    whose files it puts into another form: then those are what an export compiles it from.
     """
 
     name: str
@@ -82,6 +89,7 @@ class Runtime(Serialisable):
     runs_with: tuple[str, ...]
     install: str
     default: bool = False
+    units: tuple[Unit, ...] = ("npu", "cpu")
     packs: str = ""
 
     @property
@@ -113,6 +121,7 @@ RUNTIMES: dict[str, Runtime] = {
             runs_with=("onnxruntime",),
             install="pip install onnxruntime",
             default=True,
+            units=("cpu",),
         ),
         Runtime(
             name="qnn_context_binary",
@@ -167,6 +176,7 @@ RUNTIMES: dict[str, Runtime] = {
             requires=("executorch", "torchao", "torch", "onnx"),
             runs_with=("executorch",),
             install='pip install "edgeport[executorch]"',
+            units=("cpu",),
         ),
         Runtime(
             name="tflite",
@@ -180,6 +190,7 @@ RUNTIMES: dict[str, Runtime] = {
             requires=("litert_torch", "ai_edge_quantizer", "ai_edge_litert", "onnx", "torch"),
             runs_with=("ai_edge_litert", "tflite_runtime"),
             install='pip install "edgeport[tflite]"',
+            units=("gpu", "cpu"),
         ),
     )
 }

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Debian packages that tests of some features need; EDGEPORT_REQUIRE names those that must be there.
-SYSTEM_PACKAGES :=
+SYSTEM_PACKAGES := openssh-server adb
 
 .PHONY: demo test lint bench system-deps clean
 
@@ -29,9 +29,11 @@ bench: $(BIN)/.installed
 	$(BIN)/python -m benchmarks.run padre
 
 system-deps:
-	@if [ -z "$(SYSTEM_PACKAGES)" ]; then echo "system-deps: no test needs a Debian package yet"; \
-	elif [ "$$(id -u)" -ne 0 ]; then echo "system-deps: run it as root (sudo make system-deps)"; exit 1; \
-	else apt-get update -qq && apt-get install -y -qq $(SYSTEM_PACKAGES); fi
+	@missing=$$(for package in $(SYSTEM_PACKAGES); do \
+	  dpkg -s $$package >/dev/null 2>&1 || echo $$package; done); \
+	if [ -z "$$missing" ]; then echo "system-deps: all are there"; \
+	elif [ "$$(id -u)" -ne 0 ]; then echo "system-deps: as root: apt-get install" $$missing; exit 1; \
+	else apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing; fi
 
 clean:
 	rm -rf $(VENV) build

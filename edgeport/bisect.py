@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +20,11 @@ from typing import Any
 import onnx
 
 from edgeport.compare import sqnr_db
-from edgeport.errors import EdgeportError, StageFailed
+from edgeport.errors import EdgeportError, InputError, StageFailed
 from edgeport.executors import Compiled, Executor, OnHost
 from edgeport.fingerprint import file_sha256
 from edgeport.origins import Origin, origin_of
-from edgeport.parities import CAPTURE, CAPTURED, Exported, Stage
+from edgeport.parities import CAPTURE, CAPTURED, QUANTIZE, Exported, Stage
 from edgeport.parting import Parted, Search
 from edgeport.passes import EXACT_DB, all_passes, module_of, tolerance_db
 from edgeport.passes.apply import Applied, Step
@@ -32,8 +33,8 @@ from edgeport.running import precision_of
 from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.samples import save_samples
 from edgeport.runtimes.worker import Limits
-from edgeport.staging import GENERATOR, MANIFEST, staged_directory
-from edgeport.subgraph import Workbench, save_onnx, used_names
+from edgeport.staging import GENERATOR, MANIFEST, check_target, staged_directory
+from edgeport.subgraph import CONVERTERS, Workbench, save_onnx, used_names
 from edgeport.types import Provenance, Serialisable
 
 REPRO, INPUTS, EXPECTED, REPORT = (
@@ -50,9 +51,10 @@ class Bisection(Serialisable):
 
     `sqnr_db` is of the stage's own file against the stage before it, at the output and the input
     where it is lowest. `tensor` lies between `before` (the inputs where it is "") and `after`, two
-    tensors where the graph can be cut; `missed` is the first of these below `limit_db`. `local_db`
-    is of the operator alone, on the reference's values, whose largest magnitude is `peak`. `runs`
-    were taken for `articulations` such tensors; `refused` says why a part could not be run.
+    tensors where the graph can be cut; `missed` is the first of these below `limit_db`.
+    `operators` are all of the part that was cut out. `local_db` is of it alone, on the reference's
+    values, whose largest magnitude is `peak`. `runs` were taken for `articulations` such tensors;
+    `refused` says why a part could not be run.
     """
 
     stage: str
@@ -70,7 +72,7 @@ class Bisection(Serialisable):
     tensor: str = ""
     node: str = ""
     operator: str = ""
-    nodes: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
     verdict: str = ""
     before: str = ""
     before_db: float = float("inf")
@@ -114,8 +116,11 @@ def bisect(
     Writes the part that shows it into `output_dir`, by default `directory`.bisect. `weights` are
     those that the source was exported with. Raises InputError, StageFailed and RuntimeCrashed.
     """
+    if min_sqnr is not None and not math.isfinite(min_sqnr):
+        raise InputError(f"--min-sqnr {min_sqnr}: give a number of dB")
     export = Exported(directory, limits)
-    target = output_dir or directory.with_name(f"{directory.resolve().name}.bisect")
+    target = output_dir or _target(directory)
+    check_target(target)
     notes = [f"{name} was changed since it was exported" for name in export.changed]
     checked, complete = [], True
     for one in [export.stage(stage)] if stage else export.stages:
@@ -130,19 +135,21 @@ def bisect(
             complete = complete and RUNTIMES[one.runtime].runs_as is None
             continue
         checked.append((one.name, worst.sqnr_db, limit))
-        sweep = one.name == "quantize"
-        if worst.sqnr_db < limit or sweep:
+        if worst.sqnr_db < limit or one.name == QUANTIZE:
             progress(f"{one.name}: searching")
-            search = _search(export, one, worst, limit, weights, sweep)
+            search = _search(export, one, worst, limit, weights)
             parted = search.find()
-            if parted is None and worst.sqnr_db >= limit:
-                continue
-            found = _bisection(export, one, worst, search, parted)
-            if parted is not None:
-                _write(target, parted, found, directory)
-            written = str(target) if parted is not None else ""
-            return Bisected(found, tuple(checked), tuple(notes), complete, written)
+            if parted is not None or worst.sqnr_db < limit:
+                found = _bisection(export, one, worst, search, parted)
+                written = _write(target, parted, found, directory) if parted else ""
+                return Bisected(found, tuple(checked), tuple(notes), complete, written)
     return Bisected(None, tuple(checked), tuple(notes), complete)
+
+
+def _target(directory: Path) -> Path:
+    """Returns where the part of an export is written, where no place is named."""
+    whole = directory if directory.name else directory.resolve()
+    return whole.with_name(f"{whole.name}.bisect")
 
 
 def expected_db(export: Exported, stage: Stage) -> float:
@@ -153,7 +160,7 @@ def expected_db(export: Exported, stage: Stage) -> float:
     for 16-bit ones and for fp16.
     """
     made = _artifacts(export, stage)
-    if not stage.runtime and stage.name != "quantize":
+    if not stage.runtime and stage.name != QUANTIZE:
         return _exact_db(made[0]["steps"] if stage.name != CAPTURE else [])
     computed = _computed(export, stage)
     if computed == "fp32":
@@ -230,7 +237,6 @@ def _search(
     worst: _Worst,
     limit_db: float,
     weights: Path | None,
-    sweep: bool,
 ) -> Search:
     """Returns the search through the stage's graph, on the input at which it is worst."""
     feed = export.fed(stage.model)[worst.sample]
@@ -242,7 +248,7 @@ def _search(
         export.outputs[worst.output],
         limit_db,
         export.edges(stage.model),
-        sweep,
+        sweep=stage.name == QUANTIZE,
     )
 
 
@@ -300,7 +306,7 @@ def _bisection(
         tensor=parted.tensor,
         node=parted.node.name,
         operator=parted.node.op_type,
-        nodes=tuple(search.bench.nodes[index].name for index in parted.nodes),
+        operators=tuple(f"{one.op_type} {one.name}" for one in _operators(search, parted)),
         verdict=parted.verdict,
         before=parted.before,
         before_db=parted.before_db,
@@ -312,6 +318,12 @@ def _bisection(
         origin=origin,
         near=near,
     )
+
+
+def _operators(search: Search, parted: Parted) -> list[onnx.NodeProto]:
+    """Returns the part's nodes without its QuantizeLinear and DequantizeLinear pairs."""
+    nodes = [search.bench.nodes[index] for index in parted.nodes]
+    return [node for node in nodes if node.op_type not in CONVERTERS]
 
 
 def _origin(export: Exported, bench: Workbench, parted: Parted) -> tuple[Origin | None, str]:
@@ -363,8 +375,8 @@ def _nearest(start: str, follow: Callable[[str], Iterable[str]], known: Collecti
     return ""
 
 
-def _write(target: Path, parted: Parted, found: Bisection, directory: Path) -> None:
-    """Writes the part, its inputs, the answer it should give, and what was found."""
+def _write(target: Path, parted: Parted, found: Bisection, directory: Path) -> str:
+    """Writes the part, its inputs, the answer it should give, and what was found; returns where."""
     with staged_directory(target) as folder:
         save_onnx(parted.model, folder / REPRO)
         save_samples(folder / INPUTS, [parted.feed])
@@ -378,3 +390,4 @@ def _write(target: Path, parted: Parted, found: Bisection, directory: Path) -> N
         }
         listing = {"generator": GENERATOR, "made_by": "edgeport bisect", "files": files}
         (folder / MANIFEST).write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
+    return str(target)

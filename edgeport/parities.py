@@ -24,7 +24,8 @@ from edgeport.runtimes.worker import Limits
 from edgeport.types import Provenance, Serialisable
 
 CAPTURE, CAPTURED, QUANTIZED = "capture", "model.onnx", "quantized.onnx"
-_MAKERS = {OPTIMIZED: "passes", CONVERTED: "passes-gpu", QUANTIZED: "quantize"}
+QUANTIZE = "quantize"
+_MAKERS = {OPTIMIZED: "passes", CONVERTED: "passes-gpu", QUANTIZED: QUANTIZE}
 _BEFORE = {OPTIMIZED: CAPTURED, CONVERTED: CAPTURED, QUANTIZED: OPTIMIZED}
 
 

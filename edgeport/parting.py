@@ -29,6 +29,7 @@ from edgeport.points import (
     find_points,
     is_comparable,
 )
+from edgeport.quantize.graph import in_groups
 from edgeport.quantize.integer_io import Edges, decode_outputs
 from edgeport.subgraph import CONVERTERS, Workbench
 
@@ -37,6 +38,7 @@ SHARP_DB = 6.0
 within this much, where that operator is the cause and not the sum of all before it."""
 
 STEP_DB = 3.0  # twice the noise power: within a segment, the place where most of it has come up
+SWEPT_BYTES = 1 << 29  # of tensors at a time, in the run of every operator alone
 SWEPT = {True: 64, False: 8}  # operators run alone where the first suspect is right; few if slow
 
 Verdict = Literal["culprit", "together", "accumulated"]
@@ -158,22 +160,33 @@ class Search:
 
         Wrong is what `edgeport.numerics` calls so, whatever the whole graph has to hold.
         """
-        self._fetch(self.points)
-        for point, (value, steps) in zip(self.points, self._each_alone()):
-            if value < min(self.limit_db, INTEGER_DB) and steps > INTEGER_STEPS:
-                owners = (set(ancestors(self.bench, one.seen)) for one in self.cuts)
-                maker = self.bench.makers[point.seen]
-                cut = next(index for index, nodes in enumerate(owners) if maker in nodes)
-                self._note_missed()
-                return self._told(cut, [point], "culprit", value)
+        for group in in_groups(self.points, self._bytes, SWEPT_BYTES):
+            kept = set(self.references)
+            self._fetch(group)
+            for point, (value, steps) in zip(group, self._each_alone(group)):
+                if value < min(self.limit_db, INTEGER_DB) and steps > INTEGER_STEPS:
+                    self._note_missed()
+                    return self._told(self._cut_behind(point), [point], "culprit", value)
+            for name in set(self.references) - kept:
+                del self.references[name]
         return None
 
-    def _each_alone(self) -> list[tuple[float, float]]:
+    def _bytes(self, point: Point) -> int:
+        """Returns the size of what a point's operator takes and gives."""
+        return sum(self.bench.types[name].bytes for name in (point.seen, *point.inputs))
+
+    def _cut_behind(self, point: Point) -> int:
+        """Returns the first cut that a point comes before."""
+        maker = self.bench.makers[point.seen]
+        owners = (ancestors(self.bench, one.seen) for one in self.cuts)
+        return next(index for index, nodes in enumerate(owners) if maker in nodes)
+
+    def _each_alone(self, points: Sequence[Point]) -> list[tuple[float, float]]:
         """Returns per point the SQNR of its operator alone, and its largest error in steps.
 
         All in one run: each has its own copy of what it takes. Infinite where there is no saying.
         """
-        able = [p for p in self.points if is_comparable(self.references[p.name])]
+        able = [p for p in points if is_comparable(self.references[p.name])]
         model, wanted = apart(self.bench, able)
         answers = decode_outputs(
             self.counted.run(model, self.feed_for(model)), [p.seen for p in able], self.edges
@@ -184,7 +197,7 @@ class Search:
             step = output_step(model, name)
             steps = max_abs(reference, answer) / step if step else float("inf")
             found[point] = (sqnr_db(reference, answer), steps)
-        return [found.get(point, (float("inf"), 0.0)) for point in self.points]
+        return [found.get(point, (float("inf"), 0.0)) for point in points]
 
     def prefix_db(self, index: int) -> float:
         """Returns the SQNR at a cut, from real inputs; the first call of a wide run gives all."""

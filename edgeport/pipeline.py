@@ -21,7 +21,6 @@ from edgeport.flow import Flow, Step
 from edgeport.places import JOURNAL, find_place
 from edgeport.plan import Options, Plan, make_plan
 from edgeport.private import scratch_directory
-from edgeport.running import read_manifest, run_at
 from edgeport.runtimes import RUNTIMES
 from edgeport.staging import staged_directory
 from edgeport.types import Artifact, plain
@@ -100,6 +99,8 @@ def export(
     hits = [entry.hit for entry in flow.entries]
     artifacts = tuple(flow.artifacts)
     if place is not None:
+        from edgeport.running import read_manifest, run_at  # with onnxruntime
+
         runs = run_at(
             plan.output_dir,
             place,

@@ -124,7 +124,7 @@ def _sha(manifest: Mapping[str, Any], name: str) -> str:
 
 
 def _is_edited(path: Path, sha256: str) -> bool:
-    return bool(sha256) and (not path.is_file() or file_sha256(path) != sha256)
+    return bool(sha256) and file_sha256(path) != sha256
 
 
 def _causes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

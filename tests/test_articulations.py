@@ -156,7 +156,7 @@ def reads(proto: onnx.ModelProto, tensor: str) -> set[str]:
 
 
 @given(graphs(), st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_a_changed_operator_is_found(proto: onnx.ModelProto, data: st.DataObject) -> None:
     """At each operator that the output needs, within the runs that halving twice takes."""
     bench = bench_of(proto)

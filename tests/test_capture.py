@@ -127,7 +127,7 @@ def test_an_input_that_nothing_uses_stays_an_input_to_the_end(tmp_path: Path) ->
     result = stage(tmp_path, module, "a:float32[2,3]", "b:float32[2,3]")
     assert [spec["name"] for spec in result["inputs"]] == ["a", "b"]
     (tmp_path / "passes").mkdir()
-    stages.run_passes(tmp_path / "passes", tmp_path, "any", "fp32")
+    stages.run_passes(tmp_path / "passes", tmp_path, "any", "fp32", "optimized.onnx")
     optimized = Session(tmp_path / "passes" / "optimized.onnx")
     assert [spec.name for spec in optimized.inputs()] == ["a", "b"]
 

@@ -24,6 +24,8 @@ from edgeport.parting import SHARP_DB
 from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.lowering import compile_for
 
+pytestmark = pytest.mark.xdist_group("parities")  # its exports are made once
+
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -431,7 +431,7 @@ def test_a_run_without_outputs_has_no_parity_in_the_manifest(
     (run,) = run_at(export.directory, Timed(), limits=LIMITS)
     assert run.artifact.parity == ()
     assert run.notes == ("a timer gives no outputs of optimized.onnx: its parity was not checked",)
-    recorded = read_manifest(export.directory)["places"][-1]
+    recorded = read_manifest(export.directory)["run"]["places"][-1]
     assert (recorded["artifact"]["parity"], len(recorded["measurements"])) == ([], 6)
 
 

@@ -140,7 +140,7 @@ def test_onnx_on_a_board_that_is_this_machine(
     assert latency.environment["python"] == ".".join(map(str, sys.version_info[:3]))
     assert latency.artifact_sha256 == run.artifact.sha256
 
-    assert read_manifest(export)["places"] == [json.loads(json.dumps(run.to_dict()))]
+    assert read_manifest(export)["run"]["places"] == [json.loads(json.dumps(run.to_dict()))]
     assert server.left() == []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,6 +121,8 @@ def _found(found: Bisection) -> Iterator[str]:
         return
     yield f"  tensor    {found.tensor}"
     yield f"  operator  {found.operator} {found.node}"
+    if len(found.operators) > 1:
+        yield f"  one of    {_listed(found.operators)}"
     if found.origin is not None:
         near = f" (known of {found.near}, near it)" if found.near else ""
         yield f"  module    {found.origin}{near}"
@@ -146,3 +148,9 @@ def _found(found: Bisection) -> Iterator[str]:
 def _decibels(value: float) -> str:
     """Returns an SQNR in words: identical arrays have an infinite one."""
     return "exact" if value == float("inf") else f"{value:.1f} dB"
+
+
+def _listed(operators: Sequence[str]) -> str:
+    """Returns operators between which the stage before has no tensor to compare with."""
+    more = f" and {len(operators) - 6} more" if len(operators) > 6 else ""
+    return f"{', '.join(operators[:6])}{more}"

@@ -88,9 +88,13 @@ def export(
 
 
 def _show_plan(request: Mapping[str, Any], as_json: bool) -> None:
+    from edgeport.places import find_place
     from edgeport.plan import make_plan
 
-    plan = make_plan(**request)
+    place = request["on"] and find_place(request["on"])
+    plan = make_plan(**{name: value for name, value in request.items() if name != "on"})
+    if place:
+        place.check(plan.runtimes)
     if as_json:
         click.echo(json.dumps(plan.describe(), indent=2))
         return
@@ -98,7 +102,8 @@ def _show_plan(request: Mapping[str, Any], as_json: bool) -> None:
     what = _source_text(plan.source.describe())
     click.echo(f"{what} -> {plan.device.name} ({plan.device.chipset}), {plan.precision}")
     click.echo(f"runtimes: {', '.join(plan.runtimes)}; stages: {', '.join(stages)}")
-    click.echo(f"would write {plan.output_dir}; nothing was run")
+    then = f", then run on {request['on']}" if place else ""
+    click.echo(f"would write {plan.output_dir}{then}; nothing was run")
 
 
 def _source_text(source: Mapping[str, Any]) -> str:

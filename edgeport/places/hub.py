@@ -28,9 +28,15 @@ from edgeport.places.hub_client import (
 from edgeport.places.hub_failures import STAGE
 from edgeport.places.hub_jobs import Jobs, Journal, Key
 from edgeport.places.hub_profile import measurements, placement, placement_note
-from edgeport.places.hub_tensors import as_entries, as_samples, graph_inputs, graph_outputs
+from edgeport.places.hub_tensors import (
+    as_entries,
+    as_samples,
+    graph_inputs,
+    graph_outputs,
+    read_entries,
+    write_entries,
+)
 from edgeport.places.same_machine import provenance_of
-from edgeport.private import scratch_directory
 from edgeport.runtimes.samples import load_samples
 
 # Which files of a runtime AI Hub takes as they are; an ONNX file it compiles itself.
@@ -64,17 +70,18 @@ class Hub:
         """Raises InputError for a runtime that AI Hub has not; no client, answer or good token."""
         for name in runtimes:
             if name not in _TAKEN:
-                raise InputError(f"AI Hub runs no {name}; it runs {', '.join(_TAKEN)}")
+                others = ",".join(one for one in _TAKEN if one in runtimes) or ", ".join(_TAKEN)
+                raise InputError(f"AI Hub runs no {name}: name others, --target-runtime {others}")
         check_client()
         account = read_account()
         check_reachable(account)
-        with scratch_directory() as folder, open_client(account, folder) as client:
+        with open_client(account) as client:
             client.get_frameworks()  # the least that a token opens
 
     def run(self, job: Job) -> Ran:
         """Returns the phone's outputs and times; raises InputError and StageFailed."""
         account, progress = read_account(), aloud(job.progress)
-        with open_client(account, job.workdir) as client:
+        with open_client(account) as client:
             journal = Journal(job.journal, account.api_url)
             jobs = Jobs(client, journal, job.limits.seconds, progress)
             work = _Work(job, account, jobs, _find_phone(client, job.device.name))
@@ -149,8 +156,8 @@ class _Work:
         done = self.jobs.done(
             self._key("inference", made, "", job.inputs), lambda: self._submitted(made)
         )
-        entries = done.download_output_data()
-        if not entries:
+        downloaded = done.download_output_data(str(job.workdir / "outputs.h5"))
+        if downloaded is None:
             raise StageFailed(STAGE, f"inference job {done.job_id} left no outputs: {done.url}")
         profile = done.download_profile()
         provenance = provenance_of(self.account.host)
@@ -162,7 +169,7 @@ class _Work:
         if made.identity.startswith("job "):
             notes.append(f"{runtime}: what ran is AI Hub's own compilation: {done.model.url}")
         return Ran(
-            as_samples(entries, graph_outputs(job.model)),
+            as_samples(read_entries(Path(downloaded)), graph_outputs(job.model)),
             provenance,
             measurements(profile, provenance, environment),
             tuple(notes),
@@ -233,23 +240,25 @@ class _Work:
         )
 
     def _upload(self, files: Sequence[Path]) -> Path:
+        """Returns the file, or a zip of several: of a folder the client would leave one itself."""
+        from qai_hub.util.zipped_model import zip_model
+
         if len(files) == 1:
             return files[0]
-        folder = self.job.workdir / files[0].name  # the client wants a folder named *.onnx
-        folder.mkdir(exist_ok=True)
+        folder = self.job.workdir / files[0].name  # what is in the zip has to end in .onnx
+        folder.mkdir()
         for file in files:
-            if not (folder / file.name).exists():
-                (folder / file.name).symlink_to(file.resolve())
-        return folder
+            (folder / file.name).symlink_to(file.resolve())
+        return Path(zip_model(str(self.job.workdir), str(folder)))
 
     def _dataset(self, samples: Path, specs: Sequence[Any], model: Path) -> Any:
         """Returns the samples of a file as a dataset that AI Hub has."""
         entries = as_entries(load_samples(samples), graph_inputs(model), specs)
-        client = self.jobs.client
+        client, file = self.jobs.client, self.job.workdir / f"{samples.stem}.h5"
         return self.jobs.uploaded(
             {"kind": "dataset", "dataset": file_sha256(samples), "names": " ".join(entries)},
             client.get_dataset,
-            lambda: client.upload_dataset(entries, name=samples.name),
+            lambda: client.upload_dataset(str(write_entries(file, entries)), name=samples.name),
         )
 
 

@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 import sys
-import tempfile
 import traceback
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -123,13 +122,13 @@ def _first_hop(account: Account) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def open_client(account: Account, workdir: Path) -> Iterator[Any]:
-    """Yields a `qai_hub.Client` that prints nothing and leaves no file outside `workdir`.
+def open_client(account: Account) -> Iterator[Any]:
+    """Yields a `qai_hub.Client` that prints and logs nothing.
 
     Raises our own errors in place of the client's, without the token in any of them.
     """
     try:
-        with _quiet(workdir):
+        with _quiet():
             import qai_hub
 
             yield qai_hub.Client(
@@ -179,18 +178,15 @@ def aloud(progress: Callable[[str], None]) -> Callable[[str], None]:
 
 
 @contextlib.contextmanager
-def _quiet(workdir: Path) -> Iterator[None]:
-    """Keeps what the client prints, logs and leaves behind from the user."""
+def _quiet() -> Iterator[None]:
+    """Keeps what the client prints and logs from the user."""
     loggers = [logging.getLogger(name) for name in ("urllib3", "botocore", "backoff")]
     levels = [logger.level for logger in loggers]
-    before = tempfile.tempdir
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)  # one line per retry; the last one is an exception
-    tempfile.tempdir = str(workdir)  # it leaves zips, and the files of a failed upload
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        tempfile.tempdir = before
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)

@@ -55,6 +55,28 @@ def as_entries(samples: Sequence[Sample], names: Sequence[str], specs: Sequence[
     return {spec.name: [_fitted(one[name], spec) for one in samples] for name, spec in pairs}
 
 
+def write_entries(file: Path, entries: Entries) -> Path:
+    """Writes the .h5 file that the client uploads; returns it.
+
+    Given arrays, the client writes such a file itself, and leaves it where an upload fails.
+    """
+    import h5py
+    from qai_hub.util.dataset_entries_converters import dataset_entries_to_h5
+
+    with h5py.File(file, "w") as opened:
+        dataset_entries_to_h5(entries, opened)
+    return file
+
+
+def read_entries(file: Path) -> Entries:
+    """Returns the dataset of an .h5 file that the client downloaded."""
+    import h5py
+    from qai_hub.util.dataset_entries_converters import h5_to_dataset_entries
+
+    with h5py.File(file, "r") as opened:
+        return dict(h5_to_dataset_entries(opened))
+
+
 def _fitted(array: NDArray[Any], spec: Any) -> NDArray[Any]:
     if spec.shape is not None and tuple(spec.shape) != array.shape:
         raise StageFailed(

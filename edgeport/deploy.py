@@ -212,10 +212,10 @@ def _embedded_sections(manifest: Mapping[str, Any]) -> tuple[str, ...]:
 def _dlc_sections(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         "## On the NPU, compiled when it is loaded: model.dlc",
-        "`model.dlc` names no chip: the phone's QAIRT compiles it when it loads it, which takes a"
-        " while the first time. Every operator was checked against the NPU of"
+        "`model.dlc` names no chip: the phone's QAIRT compiles it each time that it loads it,"
+        " unless the app keeps what was compiled. Every operator was checked against the NPU of"
         f" {_chip(manifest)}; another chip may refuse one.",
-        f"- Written by QAIRT {manifest['compiled']['qnn_dlc']['qairt_version']}. The phone needs"
+        f"- Written by QAIRT {manifest['compiled']['qnn_dlc']['qairt_version']}; load it with"
         f" QAIRT {_qairt(manifest, 'qnn_dlc')} or newer.",
         "```shell\n"
         "# on the phone, with qnn-net-run and libQnnHtp.so of the QAIRT SDK\n"

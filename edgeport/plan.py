@@ -203,6 +203,8 @@ def make_plan(
     if data is not None and not data.exists():
         raise InputError(f"calibration data {data}: no such file or folder")
     runtimes = _choose_runtimes(target, target_runtimes, precision)
+    if quantize_io and all(RUNTIMES[name].compiles == "rewritten" for name in runtimes):
+        raise InputError(f"--quantize-io: {runtimes[0]}'s inputs and outputs stay floats")
     plan = Plan(
         source=catalog.find_source(
             source,
@@ -289,6 +291,8 @@ def _quantization(
             raise InputError(
                 f"--min-sqnr: {runtimes[0]}'s own converter quantizes, and knows no layer by layer"
             )
+        if method != "minmax":
+            raise InputError(f"--calibration {method}: {runtimes[0]}'s own converter takes minmax")
         return None
     if min_sqnr is not None and not math.isfinite(min_sqnr):
         raise InputError(f"--min-sqnr {min_sqnr}: give a number of dB")

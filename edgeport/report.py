@@ -82,8 +82,8 @@ def placement(artifacts: Sequence[Artifact]) -> dict[str, dict[str, int]]:
     for artifact in artifacts:
         if artifact.nodes:
             units = Counter(node.unit for node in artifact.nodes)
-            other = "npu" if RUNTIMES[artifact.runtime].passes == "gpu" else "gpu"
-            shown = [unit for unit in UNITS if unit != other or units[unit]]
+            possible = RUNTIMES[artifact.runtime].units
+            shown = [unit for unit in UNITS if unit in possible or units[unit]]
             placed[artifact.runtime] = {str(unit): units[unit] for unit in shown}
     return placed
 

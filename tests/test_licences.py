@@ -11,13 +11,15 @@ import pytest
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
 PERMISSIVE = re.compile(
-    r"\b(MIT|BSD|Apache|PSF|Zlib|0BSD|CC0|BSL|Python Software Foundation|ISC|HPND)\b", re.I
+    r"\b(MIT|BSD|Apache|PSF|Zlib|0BSD|CC0|BSL|Python Software Foundation|ISC|HPND|WTFPL)\b"
+    r"|Redistribution and use in source and binary forms",  # BSD's own words
+    re.I,
 )
 COPYLEFT = re.compile(r"\b[AL]?GPL|\bSSPL\b|\bEUPL\b|proprietary|commercial", re.I)
 
-# The client of AI Hub brings Mozilla's list of certificates. Its licence asks only that changes to
-# the file itself stay under it, and nobody here changes it.
-USED_UNCHANGED = {"certifi": "MPL-2.0"}
+# The client of AI Hub brings Mozilla's list of certificates, and ExecuTorch asks for hypothesis.
+# Their licence asks only that changes to its files stay under it, and nobody here changes them.
+USED_UNCHANGED = {"certifi": "MPL-2.0", "hypothesis": "MPL-2.0"}
 
 
 def is_permissive(licence: str) -> bool:
@@ -26,11 +28,13 @@ def is_permissive(licence: str) -> bool:
 
 
 def licence_of(distribution: metadata.Distribution) -> str:
-    """Returns what the package's metadata says: expression, classifiers, or first line of text."""
+    """Returns what the metadata says: expression, classifiers, first line; else the licence."""
     told = distribution.metadata
     classifiers = [one for one in told.get_all("Classifier") or [] if one.startswith("License")]
     text = (told.get("License") or "").partition("\n")[0]
-    return " ; ".join([told.get("License-Expression") or "", *classifiers, text])
+    said = [one for one in (told.get("License-Expression"), *classifiers, text) if one]
+    files = [one for one in distribution.files or [] if one.name == "LICENSE"]
+    return " ; ".join(said or [one.read_text() for one in files[:1]])
 
 
 def installed_closure() -> dict[str, metadata.Distribution]:

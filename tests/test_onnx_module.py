@@ -143,6 +143,16 @@ def test_inputs_and_outputs_keep_the_graphs_order(tmp_path: Path) -> None:
     assert (negative.tolist(), positive.tolist()) == ([-3, -4], [0, 2])
 
 
+def test_outputs_that_nobody_reads(tmp_path: Path) -> None:
+    nodes = [
+        node("Split", "x", "a b c", axis=1, num_outputs=3),
+        node("TopK", "b k", "v i"),
+        node("Add", "a v", "y"),
+    ]
+    proto = model(nodes, {"x": [2, 6]}, {"y": [2, 2]}, {"k": np.array([2])})
+    assert both(proto, {"x": gaussian([2, 6])}, tmp_path) > EXACT_DB
+
+
 def test_names_that_no_module_can_have(tmp_path: Path) -> None:
     """Names of ONNX are any text: a module's attributes, each other's, or no identifier at all."""
     nodes = [

@@ -55,6 +55,10 @@ def test_one_compilation_serves_both(export: edgeport.pipeline.Export) -> None:
     placed = manifest_of(export.directory)["placement"]
     assert placed[NAME] == placed["qnn_context_binary"]
     assert placed[NAME]["cpu"] == 0 < placed[NAME]["npu"]
+    deploy = (export.directory / "DEPLOY.md").read_text()
+    assert "## On the NPU, in one file: precompiled_qnn.onnx" in deploy
+    for file in (FILE, WRAPPER):
+        assert f'createSession("$filesDir/{file}", options)' in deploy
 
 
 @needs_compiler

@@ -132,3 +132,6 @@ def test_an_export_whose_ends_are_integers(tmp_path: Path) -> None:
     assert run.path == FILE and run.parity[0].provenance == "emulated"
     assert run.parity[0].value > 30
     assert export.manifest["placement"][NAME]["cpu"] == 0
+    deploy = (tmp_path / "out" / "DEPLOY.md").read_text()
+    assert "## On the NPU, compiled when it is loaded: model.dlc" in deploy
+    assert "soc_model 57 (Hexagon v75)" in deploy

@@ -13,11 +13,13 @@ import click
 @click.argument("what", type=click.Choice(["recipes", "devices", "runtimes"]))
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def list_things(what: str, as_json: bool) -> None:
-    """List what edgeport knows: recipes, devices or runtimes."""
+    """List what edgeport knows: recipes, devices or runtimes, and which of those work here."""
+    if what == "runtimes":
+        _list_runtimes(as_json)
+        return
     tables: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "recipes": _recipes,
         "devices": _devices,
-        "runtimes": _runtimes,
     }
     rows = tables[what]()
     click.echo(json.dumps(rows, indent=2) if as_json else _columns(rows))
@@ -57,10 +59,28 @@ def _devices() -> list[dict[str, Any]]:
     ]
 
 
-def _runtimes() -> list[dict[str, Any]]:
-    from edgeport.runtimes import RUNTIMES
+def _list_runtimes(as_json: bool) -> None:
+    from edgeport.runtimes.status import statuses
 
-    return [runtime.to_dict() for runtime in RUNTIMES.values()]
+    found = statuses()
+    if as_json:
+        click.echo(json.dumps([one.to_dict() for one in found], indent=2))
+        return
+    rows = [
+        {
+            "name": one.runtime.name,
+            "works here": one.works,
+            "run here by": one.runs_here,
+            "precisions": list(one.runtime.precisions),
+            "interpreter": str(one.interpreter) if one.interpreter else "this one",
+        }
+        for one in found
+    ]
+    click.echo(_columns(rows))
+    for one in found:
+        if not one.works:
+            lacks = one.problem or f"{', '.join(one.missing)} missing"
+            click.echo(f"{one.runtime.name}: {lacks}; to get it: {one.remedy}")
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> str:

@@ -67,8 +67,10 @@ from edgeport.passes.triangles import trilu_to_where
 from edgeport.types import PassResult
 
 Pass = Callable[[ir.Model], PassResult]
-Target = Literal["any", "npu float", "npu integer", "gpu", "kept"]
+Target = Literal["any", "npu float", "npu integer", "gpu", "shaders", "kept"]
 """What passes are for: any runtime, the HTP computing fp16 or quantized, or a GPU delegate.
+
+"shaders" are GPU delegates with less: no path for large kernels.
 
 "kept" is a graph that stays as it is: one that is quantized already, whose answers would change by
 a step of its grids with almost any rewrite."""
@@ -143,11 +145,17 @@ HTP_INTEGER: tuple[Pass, ...] = (
 GPU: tuple[Pass, ...] = (
     linear_to_conv,  # pictures stay channels-first, without Transposes
     bounded_warp,  # delegates have no GridSample
-    split_large_kernels,  # some have no path for depthwise kernels above 7 x 7
     select_branches,  # delegates stop at rank 4: a 5-D view of q, k and v is refused
     expand_to_parts,  # LiteRT's delegate refuses BROADCAST_TO
 )
-"""After EXACT for the GPU delegates of LiteRT and others, which HTP's compiler has no use for."""
+"""After EXACT for the GPU delegates of LiteRT and others, which HTP's compiler has no use for.
+
+The same file runs with XNNPACK where there is no GPU, so none may cost time there."""
+
+SHADERS: tuple[Pass, ...] = (
+    split_large_kernels,  # XNNPACK: PADRe-3's 11 x 11 in four parts take 298 ms, whole 249 ms
+)
+"""After GPU for delegates that have no path for depthwise kernels above 7 x 7."""
 
 
 def passes_for(target: Target) -> tuple[Pass, ...]:
@@ -156,14 +164,14 @@ def passes_for(target: Target) -> tuple[Pass, ...]:
         return ()
     if target == "any":
         return EXACT
-    if target == "gpu":
-        return (*EXACT, *GPU)
+    if target in ("gpu", "shaders"):
+        return (*EXACT, *GPU, *(SHADERS if target == "shaders" else ()))
     return (*EXACT, *HTP, *(HTP_FLOAT if target == "npu float" else HTP_INTEGER))
 
 
 def all_passes() -> tuple[Pass, ...]:
     """Returns every pass of every target, once."""
-    return tuple(dict.fromkeys((*EXACT, *HTP, *HTP_FLOAT, *HTP_INTEGER, *GPU)))
+    return tuple(dict.fromkeys((*EXACT, *HTP, *HTP_FLOAT, *HTP_INTEGER, *GPU, *SHADERS)))
 
 
 def targets_of(one: Pass) -> tuple[Target, ...]:

@@ -15,11 +15,19 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from edgeport.config import load_config
 from edgeport.errors import InputError, UnknownName
-from edgeport.types import CONVERTER_PRECISIONS, PRECISIONS, Precision, Provenance, Serialisable
+from edgeport.types import (
+    CONVERTER_PRECISIONS,
+    PRECISIONS,
+    Precision,
+    Provenance,
+    Serialisable,
+    Unit,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,8 +73,8 @@ class Runtime(Serialisable):
     device computes in where the precision is float; `runs_as` is the provenance of its numbers on
     this machine, None where nothing here runs it; `requires` are the modules that compile, and
     `runs_with` those of which one has to be there to run it. Without `default` it is made only when
-    it is asked for by name. `packs` names the runtime whose files it puts into another form: then
-    those are what an export compiles it from.
+    it is asked for by name. `units` are where its operators can land. `packs` names the runtime
+    whose files it puts into another form: then those are what an export compiles it from.
     """
 
     name: str
@@ -81,6 +89,7 @@ class Runtime(Serialisable):
     runs_with: tuple[str, ...]
     install: str
     default: bool = False
+    units: tuple[Unit, ...] = ("npu", "cpu")
     packs: str = ""
 
     @property
@@ -112,6 +121,7 @@ RUNTIMES: dict[str, Runtime] = {
             runs_with=("onnxruntime",),
             install="pip install onnxruntime",
             default=True,
+            units=("cpu",),
         ),
         Runtime(
             name="qnn_context_binary",
@@ -166,6 +176,7 @@ RUNTIMES: dict[str, Runtime] = {
             requires=("executorch", "torchao", "torch", "onnx"),
             runs_with=("executorch",),
             install='pip install "edgeport[executorch]"',
+            units=("cpu",),
         ),
         Runtime(
             name="tflite",
@@ -179,6 +190,7 @@ RUNTIMES: dict[str, Runtime] = {
             requires=("litert_torch", "ai_edge_quantizer", "ai_edge_litert", "onnx", "torch"),
             runs_with=("ai_edge_litert", "tflite_runtime"),
             install='pip install "edgeport[tflite]"',
+            units=("gpu", "cpu"),
         ),
     )
 }
@@ -193,11 +205,29 @@ def find_runtime(name: str) -> Runtime:
     if name not in RUNTIMES:
         raise UnknownName("target runtime", name, RUNTIMES)
     runtime = RUNTIMES[name]
-    if name in load_config().interpreters:
+    if name in interpreters():
         return runtime
     if missing := runtime.missing():
         raise InputError(f"runtime {name} needs {', '.join(missing)}: {runtime.install}")
     return runtime
+
+
+def interpreters() -> Mapping[str, Path]:
+    """Returns runtime -> the interpreter that edgeport.toml names for it.
+
+    Raises UnknownName for a runtime there that there is not.
+    """
+    config = load_config()
+    for name in config.interpreters:
+        if name not in RUNTIMES:
+            raise UnknownName(f"runtime in {config.file}, [runtimes.{name}]:", name, RUNTIMES)
+    return config.interpreters
+
+
+def missing_modules(name: str) -> list[str]:
+    """Returns what this interpreter lacks for a runtime, numpy included; for a child process."""
+    lacking = [] if _is_importable("numpy") else ["numpy"]
+    return [*lacking, *RUNTIMES[name].missing()]
 
 
 def _is_importable(module: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ def compile_model(request: CompileRequest) -> dict[str, Any]:
 
     Raises InputError where an operator has no translation to torch.
     """
+    import executorch.kernels.quantized  # noqa: F401  the conversions outside XNNPACK
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
@@ -66,6 +68,7 @@ class ProgramSession:
     """A loaded .pte."""
 
     def __init__(self, path: Path) -> None:
+        import executorch.kernels.quantized  # noqa: F401
         from executorch.runtime import Runtime
 
         self._program = Runtime.get().load_program(path)
@@ -134,17 +137,19 @@ def _quantized(graph: Any, dynamic: bool, seen: Iterable[tuple[torch.Tensor, ...
 
 
 def _give_each_its_own(module: Any) -> None:
-    """Replaces a constant that several operators read with as many that read the same tensor.
+    """Replaces a constant that several operators read with one for each.
 
-    Of two convolutions with one bias the quantizer takes only the first, and the partitioner then
-    fails on the second.
+    Of two convolutions with one bias, XNNPACK's quantizer takes only the first, and its serializer
+    gives the second the bias in the first's scale.
     """
     for node in list(module.graph.nodes):
         if node.op != "get_attr":
             continue
-        for user in list(node.users)[1:]:
+        for index, user in enumerate(list(node.users)[1:]):
+            name = f"{node.target.replace('.', '_')}_of_user_{index}"
+            module.register_buffer(name, attrgetter(node.target)(module).detach().clone())
             with module.graph.inserting_before(node):
-                copied = module.graph.get_attr(node.target)
+                copied = module.graph.get_attr(name)
             copied.meta = dict(node.meta)
             user.replace_input_with(node, copied)
     module.recompile()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeport.config import load_config
+from edgeport.errors import InputError
 from edgeport.runtimes import RUNTIMES, CompileRequest
 from edgeport.runtimes.samples import Sample, load_samples, named_outputs, save_samples
 from edgeport.runtimes.worker import Limits, run_in_child
@@ -43,6 +44,7 @@ def compile_for(
     Raises StageFailed where the model cannot be compiled, InputError where it is not for this
     runtime, and RuntimeCrashed when the compiler aborts, hangs or takes more than its limits.
     """
+    python = _interpreter(name, directory, limits)
     request = CompileRequest(
         str(model.resolve()),
         str(directory.resolve()),
@@ -56,7 +58,7 @@ def compile_for(
         stage="lower",
         workdir=directory,
         limits=limits,
-        python=load_config().interpreters.get(name),
+        python=python,
     )
     return Compiled(tuple(NodeReport(**node) for node in answer["nodes"]), answer["facts"])
 
@@ -85,6 +87,26 @@ def run_compiled(
         python=load_config().interpreters.get(name),
     )
     return load_samples(outputs)
+
+
+def _interpreter(name: str, workdir: Path, limits: Limits) -> Path | None:
+    """Returns the interpreter that edgeport.toml names for the runtime, None without one.
+
+    Raises InputError where a module is missing there: this one cannot know it before.
+    """
+    python = load_config().interpreters.get(name)
+    if python is None:
+        return None
+    target = "edgeport.runtimes:missing_modules"
+    lacking = run_in_child(
+        target, {"name": name}, stage="lower", workdir=workdir, limits=limits, python=python
+    )
+    if lacking:
+        raise InputError(
+            f"runtime {name}: {python} of edgeport.toml lacks {', '.join(lacking)}:"
+            f" {python} -m {RUNTIMES[name].install}"
+        )
+    return python
 
 
 def _compile_here(module: str, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class OnnxModule(nn.Module):
         for module, read, written in self._steps:
             results = getattr(self, module)(*(values.get(name) for name in read))
             many = isinstance(results, (tuple, list))
-            values.update(zip(written, results if many else (results,), strict=True))
+            values.update(zip(written, results if many else (results,)))  # the last may be unused
         outputs = tuple(values[name] for name in self.output_names)
         return outputs[0] if len(outputs) == 1 else outputs
 

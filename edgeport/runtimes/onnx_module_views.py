@@ -123,7 +123,7 @@ def _concat(node: Node) -> Operation:
 
 
 def _split(node: Node) -> Operation:
-    axis, sizes, count = node.attribute("axis"), node.integers(1), node.outputs
+    axis, sizes, count = node.attribute("axis"), node.integers(1), len(node.proto.output)
     node.attribute("num_outputs")
 
     def split(x: Tensor, *_: None) -> tuple[Tensor, ...]:

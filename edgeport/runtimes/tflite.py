@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from importlib import metadata
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +47,11 @@ def compile_model(request: CompileRequest) -> dict[str, Any]:
     held = {one.name for one in graph.initializer}
     inputs = [one for one in graph.input if one.name not in held]
     content = _converted(request.model, inputs)
-    content = _renamed(content, [one.name for one in inputs], [one.name for one in graph.output])
+    content = _signed(content, [one.name for one in inputs], [one.name for one in graph.output])
     if request.precision != "float":
         content = _quantized(content, request.precision, request.calibration)
     target = Path(request.directory, FILE)
-    target.write_bytes(content)
+    target.write_bytes(_named(content))
     session = LiteSession(target, 1)
     return {
         "tools": {tool: metadata.version(tool) for tool in _TOOLS},
@@ -70,7 +71,7 @@ class LiteSession:
             self._runner = self._interpreter.get_signature_runner(SIGNATURE)
         except (RuntimeError, ValueError) as error:  # its binding's own: no model, or no such one
             line = next(iter(str(error).splitlines()), "")
-            raise StageFailed("tflite", f"LiteRT cannot load {path.name}: {line}") from error
+            raise StageFailed("tflite", f"LiteRT cannot load {path.name}: {line[:200]}") from error
         self._takes = _in_order(
             self._runner.get_input_details(), self._interpreter.get_input_details()
         )
@@ -165,31 +166,48 @@ def _example(value: onnx.ValueInfoProto) -> NDArray[Any]:
     return np.zeros(sizes, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
 
 
-def _renamed(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
-    """Returns the file with the graph's names for inputs and outputs, the nodes' for the rest."""
+def _signed(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """Returns the file with the graph's names and order in its signature."""
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    (subgraph,), (signature,) = model.subgraphs, model.signatureDefs
-    taken: set[str] = set()
-    for tensor in subgraph.tensors:
-        name = _unique(_MODULE_PATH.sub("", tensor.name.decode()), taken | {*inputs, *outputs})
-        taken.add(name)
-        tensor.name = name.encode()
+    (signature,) = model.signatureDefs
     sides = ((signature.inputs, inputs, "args"), (signature.outputs, outputs, "output"))
     for entries, names, prefix in sides:
         places = {entry.name.decode(): entry for entry in entries}
-        for place, name in enumerate(names):
-            entry = places[f"{prefix}_{place}"]  # as torch's flattened arguments are called
+        # As torch's flattened arguments are called; an app's buffers follow the entries' order.
+        entries[:] = [places[f"{prefix}_{place}"] for place in range(len(names))]
+        for entry, name in zip(entries, names, strict=True):
             entry.name = name.encode()
-            subgraph.tensors[entry.tensorIndex].name = name.encode()
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _named(content: bytes) -> bytes:
+    """Returns the file with its signature's names for the tensors at its ends, the nodes' within.
+
+    The converter writes each node's path in the module, and the quantizer appends what it did.
+    """
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    (signature,) = model.signatureDefs
+    subgraph = model.subgraphs[signature.subgraphIndex]  # others are bodies of composites
+    ends = {entry.tensorIndex: entry.name for entry in (*signature.outputs, *signature.inputs)}
+    taken = {name.decode() for name in ends.values()}
+    for index, tensor in enumerate(subgraph.tensors):
+        if index in ends:
+            tensor.name = ends[index]
+        else:
+            name = _unique(_MODULE_PATH.sub("", tensor.name.decode()), taken)
+            taken.add(name)
+            tensor.name = name.encode()
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def _unique(name: str, taken: Container[str]) -> str:
-    """Returns the name, numbered where it is taken: the quantizer keeps its ranges by name."""
-    numbered = (name, *(f"{name}_{number}" for number in range(1, 1 << 20)))
-    return next(one for one in numbered if one not in taken)
+    """Returns the name, numbered where it is taken: profilers and reports go by names."""
+    numbered = (f"{name}_{number}" for number in count(1))
+    return next(one for one in chain((name,), numbered) if one not in taken)
 
 
 # Quantizing

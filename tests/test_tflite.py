@@ -1,0 +1,368 @@
+"""The runtime tflite: what its file computes, takes and gives, and where its operators run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from support import (
+    LIMITS,
+    ROOT,
+    conv_net,
+    gaussian,
+    manifest_of,
+    model,
+    node,
+    save,
+    shrink_net,
+)
+
+import edgeport
+from edgeport.compare import sqnr_db
+from edgeport.devices import find_device
+from edgeport.errors import InputError, StageFailed
+from edgeport.places import find_place
+from edgeport.running import read_manifest, run_at
+from edgeport.runtimes import CompileRequest, find_runtime
+from edgeport.runtimes.lowering import compile_for
+from edgeport.runtimes.onnx import Session
+from edgeport.runtimes.samples import save_samples
+
+pytest.importorskip("litert_torch", reason="needs tflite: pip install 'edgeport[tflite]'")
+
+from edgeport.runtimes import tflite
+from edgeport.runtimes.tflite_delegate import Operator, Tensor, delegate_facts, why_not
+
+S24 = find_device("s24")
+S24_TFLITE = {"device": "s24", "target_runtimes": ("tflite",)}
+
+
+def compiled(
+    folder: Path, proto: onnx.ModelProto, precision: str = "float", feeds: list | None = None
+) -> dict:
+    """Compiles in this process, whose imports the tests share; returns the facts."""
+    calibration = None
+    if feeds is not None:
+        save_samples(folder / "calibration.npz", feeds)
+        calibration = str(folder / "calibration.npz")
+    source = save(proto, folder / "net.onnx")
+    return tflite.compile_model(
+        CompileRequest(str(source), str(folder), precision, {}, calibration)
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _convert_once() -> Iterator[None]:
+    """Keeps what the converter gave for each graph: its seconds are most of these tests'."""
+    convert, kept = tflite._converted, {}
+
+    def converted(path: str, inputs: list) -> bytes:
+        content = Path(path).read_bytes()
+        if content not in kept:
+            kept[content] = convert(path, inputs)
+        return kept[content]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tflite, "_converted", converted)
+        yield
+
+
+def image_feeds(count: int, start: int = 0) -> list[dict[str, np.ndarray]]:
+    return [{"image": gaussian([1, 3, 16, 16], seed)} for seed in range(start, start + count)]
+
+
+def least_db(folder: Path, proto: onnx.ModelProto, feed: dict) -> float:
+    """Returns the SQNR of the file's worst output against onnxruntime, output by output."""
+    actual = tflite.load(folder, {}, 1).run(feed)
+    references = Session(proto.SerializeToString(), 1).run(feed)
+    assert [one.shape for one in actual] == [one.shape for one in references]
+    return min(sqnr_db(r, a) for r, a in zip(references, actual, strict=True))
+
+
+def odd_names() -> onnx.ModelProto:
+    """Returns (2a - b, a + 3b): equal shapes, and names that are no identifiers, out of order."""
+    nodes = [
+        helper.make_node("Mul", ["9/b:0", "two"], ["doubled"], name="double"),
+        helper.make_node("Sub", ["doubled", "a"], ["z out"], name="subtract"),
+        helper.make_node("Mul", ["a", "three"], ["tripled"], name="triple"),
+        helper.make_node("Add", ["9/b:0", "tripled"], ["1"], name="add"),
+    ]
+    weights = {"two": np.float32(2), "three": np.float32(3)}
+    arrays = {name: np.asarray(value) for name, value in weights.items()}
+    return model(nodes, {"9/b:0": [2, 3], "a": [2, 3]}, {"z out": [2, 3], "1": [2, 3]}, arrays)
+
+
+@pytest.mark.parametrize("precision", ["float", "w8a8"])
+def test_names_and_order_are_the_graphs(tmp_path: Path, precision: str) -> None:
+    """Two inputs of one shape and two outputs: exchanged, each would be far off."""
+    feeds = [{"9/b:0": gaussian([2, 3], i), "a": gaussian([2, 3], i + 50)} for i in range(9)]
+    facts = compiled(tmp_path, odd_names(), precision, feeds if precision != "float" else None)
+    assert [one["name"] for one in facts["inputs"]] == ["9/b:0", "a"]
+    assert [one["name"] for one in facts["outputs"]] == ["z out", "1"]
+    assert {one["dtype"] for one in (*facts["inputs"], *facts["outputs"])} == {"float32"}
+    assert least_db(tmp_path, odd_names(), feeds[0]) > (100 if precision == "float" else 25)
+    # By place, as an app may set them, as well as by name.
+    session = tflite.load(tmp_path, {}, 1)
+    details = session._interpreter.get_input_details()
+    assert [one["name"] for one in details] == ["9/b:0", "a"]
+    assert [one["name"] for one in session._interpreter.get_output_details()] == ["z out", "1"]
+
+
+# The quantized file is near the float one, and no nearer than its grids allow.
+@pytest.mark.parametrize(
+    ("precision", "low", "high"),
+    [
+        ("float", 100, 200),
+        ("w8a8", 28, 50),
+        ("w8a16", 35, 60),
+        ("w8-dynamic", 30, 60),
+        ("w8", 35, 60),
+        ("w4", 12, 30),
+    ],
+)
+def test_precisions(tmp_path: Path, precision: str, low: float, high: float) -> None:
+    feeds = image_feeds(8) if precision in ("w8a8", "w8a16") else None
+    facts = compiled(tmp_path, conv_net(), precision, feeds)
+    assert facts["inputs"] == [{"name": "image", "dtype": "float32", "shape": [1, 3, 16, 16]}]
+    assert facts["outputs"] == [{"name": "y", "dtype": "float32", "shape": [1, 4, 16, 16]}]
+    assert low < least_db(tmp_path, conv_net(), image_feeds(1, 100)[0]) < high
+
+
+def test_the_ranges_are_the_extremes_of_the_feeds(tmp_path: Path) -> None:
+    """A moving average would depend on the order, and clip the one large feed."""
+    feeds = [*image_feeds(7), {"image": 20 * gaussian([1, 3, 16, 16], 7)}]
+    files = []
+    for order in (feeds, feeds[::-1]):
+        compiled(tmp_path, conv_net(), "w8a8", order)
+        files.append((tmp_path / tflite.FILE).read_bytes())
+    assert files[0] == files[1]
+    assert least_db(tmp_path, conv_net(), feeds[-1]) > 25
+
+
+def test_wide_integers_are_narrowed_at_the_edges(tmp_path: Path) -> None:
+    nodes = [node("Gather", "table ids", "y"), node("ArgMax", "y", "best", axis=1, keepdims=0)]
+    proto = model(nodes, {}, {"y": [4, 3]}, {"table": gaussian([5, 3])})
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [4])
+    proto.graph.input.append(ids)
+    proto.graph.output.append(helper.make_tensor_value_info("best", TensorProto.INT64, [4]))
+    facts = compiled(tmp_path, proto)
+    assert [one["dtype"] for one in (*facts["inputs"], *facts["outputs"])] == [
+        "int32",
+        "float32",
+        "int32",
+    ]
+    feed = {"ids": np.array([3, 0, 4, -1])}
+    references = Session(proto.SerializeToString(), 1).run(feed)
+    actual = tflite.load(tmp_path, {}, 1).run(feed)
+    assert all(np.array_equal(r, a) for r, a in zip(references, actual, strict=True))
+
+
+# Where its operators run
+
+
+def test_a_convolution_net_runs_on_the_gpu(tmp_path: Path) -> None:
+    compiled(tmp_path, conv_net())
+    found = tflite.report_nodes(tmp_path)
+    assert {one.unit for one in found} == {"gpu"}
+    assert [one.node for one in found if one.op == "CONV_2D"] == ["n_r", "n_y"]
+
+
+def test_what_the_gpu_leaves_says_why(tmp_path: Path) -> None:
+    nodes = [
+        node("Reshape", "x five", "r"),
+        node("Transpose", "r", "t", perm=[0, 2, 1, 4, 3]),
+        node("Reshape", "t four", "f"),
+        node("TopK", "f k", "v i", axis=3),
+        node("Cast", "i", "c", to=TensorProto.FLOAT),
+        node("Relu", "c", "y"),
+    ]
+    weights = {"five": [1, 2, 3, 4, 5], "four": [1, 3, 2, 20], "k": [2]}
+    arrays = {name: np.array(value) for name, value in weights.items()}
+    compiled(tmp_path, model(nodes, {"x": [1, 6, 4, 5]}, {"y": [1, 3, 2, 2]}, arrays))
+    left = {one.op: (one.reason, one.fix) for one in tflite.report_nodes(tmp_path) if one.reason}
+    assert left["TRANSPOSE"] == (
+        "a tensor of rank 5: the GPU delegate takes 4 at most",
+        "reshape to 4 axes before it",
+    )
+    assert left["TOPK_V2"][0] == "LiteRT's GPU delegate has no TOPK_V2"
+    assert "RELU" not in left
+
+
+def tensor(
+    dtype: str = "FLOAT32", shape: tuple[int, ...] = (1, 2), constant: bool = False
+) -> Tensor:
+    return Tensor("t", dtype, shape, constant)
+
+
+ROW = tensor("INT32", (3,), True)
+
+
+@pytest.mark.parametrize(
+    ("operator", "words"),
+    [
+        (Operator("ADD", (tensor("INT16"), tensor("INT16")), (tensor("INT16"),)), "no INT16"),
+        (Operator("ADD", (tensor("INT32"), tensor("INT32")), (tensor("INT32"),)), "no INT32"),
+        (Operator("LESS", (tensor(), tensor()), (tensor("BOOL"),)), ""),
+        (Operator("CAST", (tensor("INT32"),), (tensor(),)), ""),
+        (Operator("CAST", (tensor("INT32"),), (tensor("BOOL"),)), "does not cast INT32 to BOOL"),
+        (Operator("SLICE", (tensor(), ROW, ROW), (tensor(),)), "slices rank 2"),
+        (Operator("SLICE", (tensor(shape=(1, 2, 3)), ROW, ROW), (tensor(),)), ""),
+        (Operator("MEAN", (tensor(), tensor("INT32")), (tensor(),)), "no INT32 in MEAN"),
+        (Operator("MEAN", (tensor(), tensor("INT64", (1,), True)), (tensor(),)), "constant INT32"),
+        (Operator("GATHER", (tensor(), tensor("INT32", (1, 2))), (tensor(),)), "a line of INT32"),
+        (Operator("DEQUANTIZE", (tensor("INT16", (4,), True),), (tensor(),)), "no INT16"),
+        (
+            Operator("SELECT_V2", (tensor("BOOL"), tensor(), tensor(shape=(2,))), (tensor(),)),
+            "of the output's shape",
+        ),
+    ],
+)
+def test_the_delegates_conditions(operator: Operator, words: str) -> None:
+    assert words in why_not(operator)
+    assert bool(words) == bool(why_not(operator))
+
+
+def test_the_delegates_facts_have_sources() -> None:
+    text = (ROOT / "edgeport" / "runtimes" / "litert_gpu.toml").read_text()
+    assert text.count("source = ") == len(delegate_facts()) == 5
+    assert {"CONV_2D", "BATCH_MATMUL"} <= set(delegate_facts()["operators"])
+
+
+# The whole way, in a child process
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    made = edgeport.export(
+        str(save(conv_net(), folder / "net.onnx")),
+        **S24_TFLITE,
+        precision="w8a8",
+        calib_samples=4,
+        output_dir=folder / "out",
+    )
+    return made.directory
+
+
+def test_an_export_that_has_only_tflite(exported: Path) -> None:
+    manifest = manifest_of(exported)
+    assert {"model.tflite", "optimized_gpu.onnx"} <= set(manifest["files"])
+    assert not {"optimized.onnx", "quantized.onnx"} & set(manifest["files"])
+    assert manifest["placement"]["tflite"]["cpu"] == 0
+    assert "npu" not in manifest["placement"]["tflite"]
+    run = next(one for one in manifest["artifacts"] if one["stage"] == "run")
+    assert run["computed"] == "w8a8" and run["parity"][0]["provenance"] == "host"
+    assert 28 < float(run["parity"][0]["value"]) < 50
+    assert "calibrated" in " ".join(edgeport.report.summary_lines(manifest))
+
+
+def test_its_instructions_are_for_litert_alone(exported: Path) -> None:
+    text = (exported / "DEPLOY.md").read_text()
+    assert "CompiledModel.Options(Accelerator.GPU)" in text
+    assert "inputs[0].writeFloat(values0)  // image: FloatArray of 768" in text
+    assert "outputs[0].readFloat()  // y" in text
+    assert "OrtEnvironment" not in text and "onnxruntime-android" not in text
+
+
+def test_it_runs_again_at_a_place(exported: Path) -> None:
+    (run,) = run_at(exported, find_place("local"), limits=LIMITS)
+    first = next(one for one in read_manifest(exported)["artifacts"] if one["stage"] == "run")
+    assert run.artifact.to_dict()["parity"] == first["parity"]
+
+
+def environment(folder: Path, packages: Path | None) -> None:
+    """Makes a virtual environment in `folder`, and the edgeport.toml that names it."""
+    real = Path(sys.executable).resolve()
+    (folder / "venv" / "bin").mkdir(parents=True)
+    (folder / "venv" / "bin" / "python").symlink_to(real)
+    (folder / "venv" / "pyvenv.cfg").write_text(
+        f"home = {real.parent}\ninclude-system-site-packages = false\n"
+    )
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    library = folder / "venv" / "lib" / version
+    library.mkdir(parents=True)
+    if packages is not None:
+        (library / "site-packages").symlink_to(packages)
+    (folder / "edgeport.toml").write_text('[runtimes.tflite]\npython = "venv/bin/python"\n')
+
+
+def test_another_interpreter_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a process whose sets have another order, too."""
+    environment(tmp_path, Path(sysconfig.get_path("purelib")))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONHASHSEED", "77")
+    compiled(tmp_path, conv_net(), "w8a8", image_feeds(4))
+    expected = (tmp_path / tflite.FILE).read_bytes()
+    made = tmp_path / "made"
+    made.mkdir()
+    feeds = tmp_path / "calibration.npz"
+    compile_for("tflite", tmp_path / "net.onnx", made, S24, "w8a8", LIMITS, feeds)
+    assert (made / tflite.FILE).read_bytes() == expected
+
+
+def test_an_interpreter_that_lacks_the_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment(tmp_path, None)
+    monkeypatch.chdir(tmp_path)
+    assert find_runtime("tflite")
+    source = save(conv_net(), tmp_path / "net.onnx")
+    with pytest.raises(InputError) as caught:
+        compile_for("tflite", source, tmp_path, S24, "float", LIMITS)
+    text, python = str(caught.value), tmp_path / "venv" / "bin" / "python"
+    assert text.startswith(f"runtime tflite: {python} of edgeport.toml lacks numpy, litert_torch")
+    assert text.endswith(f'{python} -m pip install "edgeport[tflite]"')
+    assert "\n" not in text
+
+
+# What cannot be done
+
+
+def test_an_operator_that_does_not_reach_torch(tmp_path: Path) -> None:
+    proto = shrink_net()
+    proto.graph.node[1].op_type = "Hardmax"
+    with pytest.raises(InputError, match=r"Hardmax \(n_b\) does not reach torch"):
+        compiled(tmp_path, proto)
+
+
+def test_a_shape_that_is_not_static(tmp_path: Path) -> None:
+    proto = model([node("Relu", "x", "y")], {"x": ["n", 3]}, {"y": [2, 3]})
+    with pytest.raises(InputError, match="input x has no static shape"):
+        compiled(tmp_path, proto)
+
+
+def test_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / tflite.FILE).write_bytes(b"no model")
+    with pytest.raises(StageFailed, match=r"LiteRT cannot load model\.tflite") as caught:
+        tflite.load(tmp_path, {}, 1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "w8a8", "calibration": "mse"}, "--calibration mse: tflite's own converter"),
+        ({"precision": "w8a8", "quantize_io": True}, "--quantize-io: tflite's inputs and outputs"),
+        ({"precision": "w8a8", "min_sqnr": 30.0}, "--min-sqnr: tflite's own converter"),
+        ({"precision": "w4a16"}, "tflite has no w4a16"),
+    ],
+)
+def test_settings_that_mean_nothing_here(tmp_path: Path, options: dict, words: str) -> None:
+    source = str(save(conv_net(), tmp_path / "net.onnx"))
+    with pytest.raises(InputError, match=words):
+        edgeport.export(source, output_dir=tmp_path / "out", **S24_TFLITE, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_row_is_plain_data() -> None:
+    row = json.loads(json.dumps(find_runtime("tflite").to_dict()))
+    assert row["install"] == 'pip install "edgeport[tflite]"'

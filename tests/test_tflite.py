@@ -38,7 +38,13 @@ from edgeport.runtimes.samples import save_samples
 pytest.importorskip("litert_torch", reason="needs tflite: pip install 'edgeport[tflite]'")
 
 from edgeport.runtimes import tflite
-from edgeport.runtimes.tflite_delegate import Operator, Tensor, delegate_facts, why_not
+from edgeport.runtimes.tflite_delegate import (
+    Operator,
+    Tensor,
+    delegate_facts,
+    read_operators,
+    why_not,
+)
 
 S24 = find_device("s24")
 S24_TFLITE = {"device": "s24", "target_runtimes": ("tflite",)}
@@ -63,7 +69,7 @@ def _convert_once() -> Iterator[None]:
     """Keeps what the converter gave for each graph: its seconds are most of these tests'."""
     convert, kept = tflite._converted, {}
 
-    def converted(path: str, inputs: list) -> bytes:
+    def converted(path: str, inputs: list) -> tuple:
         content = Path(path).read_bytes()
         if content not in kept:
             kept[content] = convert(path, inputs)
@@ -133,6 +139,22 @@ def test_precisions(tmp_path: Path, precision: str, low: float, high: float) -> 
     assert facts["inputs"] == [{"name": "image", "dtype": "float32", "shape": [1, 3, 16, 16]}]
     assert facts["outputs"] == [{"name": "y", "dtype": "float32", "shape": [1, 4, 16, 16]}]
     assert low < least_db(tmp_path, conv_net(), image_feeds(1, 100)[0]) < high
+
+
+def test_a_normalisation_stays_in_floats(tmp_path: Path) -> None:
+    """Its parts, each on a grid of its own, would lose most of what 16 bits hold."""
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("LayerNormalization", "a g b", "n"),
+        node("MatMul", "n w", "y"),
+    ]
+    weights = {"w": gaussian([32, 32], 1), "g": gaussian([32], 2), "b": gaussian([32], 3)}
+    proto = model(nodes, {"x": [4, 32]}, {"y": [4, 32]}, weights)
+    feeds = [{"x": gaussian([4, 32], seed)} for seed in range(8)]
+    compiled(tmp_path, proto, "w8a16", feeds)
+    assert least_db(tmp_path, proto, feeds[0]) > 40
+    types = {one.name: one.inputs[0].dtype for one in read_operators(tmp_path / tflite.FILE)}
+    assert (types["MEAN"], types["FULLY_CONNECTED"]) == ("FLOAT32", "INT16")
 
 
 def test_the_ranges_are_the_extremes_of_the_feeds(tmp_path: Path) -> None:

@@ -168,6 +168,92 @@ def test_the_ranges_are_the_extremes_of_the_feeds(tmp_path: Path) -> None:
     assert least_db(tmp_path, conv_net(), feeds[-1]) > 25
 
 
+def half(*shape: int) -> np.ndarray:
+    return gaussian(shape, sum(shape), 0.5)
+
+
+MANY = (  # each reads the picture x [1, 4, 9, 9], and gives one output
+    node("AveragePool", "x", "pool_edge", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+    node("AveragePool", "x", "pool_counted", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+    node("MaxPool", "x", "max", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+    node("MaxPool", "x", "max_uneven", kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 1, 1]),
+    node("Conv", "x k", "conv_uneven", group=2, strides=[2, 1], pads=[0, 1, 2, 0]),
+    node("Conv", "x k", "conv_dilated", group=2, dilations=[2, 2], pads=[2, 2, 2, 2]),
+    node("ConvTranspose", "x t", "up", strides=[2, 2], pads=[1, 1, 0, 0]),
+    node("ConvTranspose", "x t", "up_groups", group=2, strides=[2, 2], output_padding=[1, 1]),
+    node("Resize", "x no no seven", "nearest", coordinate_transformation_mode="asymmetric",
+         nearest_mode="floor"),
+    node("Resize", "x no no twice", "linear", mode="linear"),
+    node("Resize", "x no no seven", "linear_down", mode="linear"),
+    node("Resize", "x no no twice", "corners", mode="linear",
+         coordinate_transformation_mode="align_corners"),
+    node("Resize", "x no no twice", "cubic", mode="cubic"),
+    node("Pad", "x around", "mirror", mode="reflect"),
+    node("Pad", "x around", "edge", mode="edge"),
+    node("Pad", "x around", "wrap", mode="wrap"),
+    node("InstanceNormalization", "x g b", "instance"),
+    node("GroupNormalization", "x g b", "group", num_groups=2),
+    node("LayerNormalization", "x line", "layer", axis=-1),
+    node("BatchNormalization", "x g b b2 g2", "batch"),
+    node("LRN", "x", "local", size=3),
+    node("PRelu", "x slopes", "prelu"),
+    node("HardSigmoid", "x", "hard_sigmoid"),
+    node("HardSwish", "x", "hard_swish"),
+    node("Elu", "x", "elu"),
+    node("Celu", "x", "celu", alpha=0.7),
+    node("Selu", "x", "selu"),
+    node("Softplus", "x", "softplus"),
+    node("Mish", "x", "mish"),
+    node("Gelu", "x", "gelu"),
+    node("Gelu", "x", "gelu_tanh", approximate="tanh"),
+    node("Erf", "x", "erf"),
+    node("Softmax", "x", "softmax", axis=1),
+    node("LogSoftmax", "x", "log_softmax", axis=-1),
+    node("CumSum", "x three", "sums", reverse=1),
+    node("ReduceL2", "x axes", "norm"),
+    node("ReduceProd", "x axes", "product"),
+    node("ReduceLogSumExp", "x axes", "log_sum"),
+    node("Slice", "x last first three minus", "backwards"),
+    node("Gather", "x some", "some_rows", axis=2),
+    node("DepthToSpace", "x", "blocks", blocksize=2),
+    node("DepthToSpace", "x", "blocks_crd", blocksize=2, mode="CRD"),
+    node("GridSample", "x grid", "sampled"),
+    node("Einsum", "x mix", "mixed", equation="nchw,cd->ndhw"),
+    node("Pow", "x three_f", "cube"),
+    node("Round", "x", "rounded"),
+    node("Trilu", "x", "triangle"),
+)  # fmt: skip
+CONSTANTS = {
+    "k": half(4, 2, 3, 3), "t": half(4, 2, 3, 3), "no": np.zeros(0, "f4"),
+    "seven": np.array([1, 4, 7, 4]), "twice": np.array([1, 4, 18, 18]),
+    "around": np.array([0, 0, 2, 1, 0, 0, 3, 0]), "g": half(4) + 2, "b": half(4),
+    "b2": half(4), "g2": np.abs(half(4)) + 1, "line": half(9), "slopes": half(4, 1, 1),
+    "three": np.array([3]), "axes": np.array([1, 3]), "last": np.array([-1]),
+    "first": np.array([-99]), "minus": np.array([-2]), "some": np.array([5, 0, 5]),
+    "grid": np.tanh(gaussian([1, 5, 6, 2])), "mix": half(4, 3), "three_f": np.float32(3),
+}  # fmt: skip
+
+
+FEW = tuple(one for one in MANY if one.output[0] in ("nearest", "max_uneven", "mirror"))
+
+
+@pytest.mark.parametrize("nodes", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+def test_operators_in_litert(tmp_path: Path, nodes: tuple[onnx.NodeProto, ...]) -> None:
+    """One file with an output per operator: what litert-torch writes computes what ONNX states."""
+    names = {one.output[0]: () for one in nodes}
+    read = {name for one in nodes for name in one.input}
+    arrays = {name: np.asarray(value) for name, value in CONSTANTS.items() if name in read}
+    proto = model(nodes, {"x": [1, 4, 9, 9]}, names, arrays)
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    feed = {"x": gaussian([1, 4, 9, 9], 5)}
+    compiled(tmp_path, proto)
+    actual = tflite.load(tmp_path, {}, 1).run(feed)
+    references = Session(proto.SerializeToString(), 1).run(feed)
+    found = {name: sqnr_db(r, a) for name, r, a in zip(names, references, actual, strict=True)}
+    assert {name: db for name, db in found.items() if db < 90} == {}
+
+
 def test_wide_integers_are_narrowed_at_the_edges(tmp_path: Path) -> None:
     nodes = [node("Gather", "table ids", "y"), node("ArgMax", "y", "best", axis=1, keepdims=0)]
     proto = model(nodes, {}, {"y": [4, 3]}, {"table": gaussian([5, 3])})

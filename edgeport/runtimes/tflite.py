@@ -32,6 +32,10 @@ FILE = "model.tflite"
 SIGNATURE = "serving_default"  # the name that Android's and Python's interpreters look for
 _TOOLS = ("litert-torch", "ai-edge-quantizer", "ai-edge-litert")
 _INTERPRETERS = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
+_SLOW = (
+    "neither XNNPACK nor the GPU delegate computes 16-bit activations: on the CPU, w8a16 runs in"
+    " LiteRT's reference kernels, slower than float"
+)
 _NORMALISATIONS = ("LayerNormalization", "GroupNormalization", "InstanceNormalization")
 _MODULE_PATH = re.compile(r"(?:[\w.]+/)?[\w.]*onnx_module\._Operator_")
 
@@ -60,6 +64,7 @@ def compile_model(request: CompileRequest) -> dict[str, Any]:
         "signature": SIGNATURE,
         "inputs": session.inputs,
         "outputs": session.outputs,
+        "notes": [_SLOW] if request.precision == "w8a16" else [],
     }
 
 

@@ -38,7 +38,13 @@ from edgeport.runtimes.samples import save_samples
 pytest.importorskip("litert_torch", reason="needs tflite: pip install 'edgeport[tflite]'")
 
 from edgeport.runtimes import tflite
-from edgeport.runtimes.tflite_delegate import Operator, Tensor, delegate_facts, why_not
+from edgeport.runtimes.tflite_delegate import (
+    Operator,
+    Tensor,
+    delegate_facts,
+    read_operators,
+    why_not,
+)
 
 S24 = find_device("s24")
 S24_TFLITE = {"device": "s24", "target_runtimes": ("tflite",)}
@@ -63,7 +69,7 @@ def _convert_once() -> Iterator[None]:
     """Keeps what the converter gave for each graph: its seconds are most of these tests'."""
     convert, kept = tflite._converted, {}
 
-    def converted(path: str, inputs: list) -> bytes:
+    def converted(path: str, inputs: list) -> tuple:
         content = Path(path).read_bytes()
         if content not in kept:
             kept[content] = convert(path, inputs)
@@ -135,6 +141,22 @@ def test_precisions(tmp_path: Path, precision: str, low: float, high: float) -> 
     assert low < least_db(tmp_path, conv_net(), image_feeds(1, 100)[0]) < high
 
 
+def test_a_normalisation_stays_in_floats(tmp_path: Path) -> None:
+    """Its parts, each on a grid of its own, would lose most of what 16 bits hold."""
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("LayerNormalization", "a g b", "n"),
+        node("MatMul", "n w", "y"),
+    ]
+    weights = {"w": gaussian([32, 32], 1), "g": gaussian([32], 2), "b": gaussian([32], 3)}
+    proto = model(nodes, {"x": [4, 32]}, {"y": [4, 32]}, weights)
+    feeds = [{"x": gaussian([4, 32], seed)} for seed in range(8)]
+    compiled(tmp_path, proto, "w8a16", feeds)
+    assert least_db(tmp_path, proto, feeds[0]) > 40
+    types = {one.name: one.inputs[0].dtype for one in read_operators(tmp_path / tflite.FILE)}
+    assert (types["MEAN"], types["FULLY_CONNECTED"]) == ("FLOAT32", "INT16")
+
+
 def test_the_ranges_are_the_extremes_of_the_feeds(tmp_path: Path) -> None:
     """A moving average would depend on the order, and clip the one large feed."""
     feeds = [*image_feeds(7), {"image": 20 * gaussian([1, 3, 16, 16], 7)}]
@@ -144,6 +166,92 @@ def test_the_ranges_are_the_extremes_of_the_feeds(tmp_path: Path) -> None:
         files.append((tmp_path / tflite.FILE).read_bytes())
     assert files[0] == files[1]
     assert least_db(tmp_path, conv_net(), feeds[-1]) > 25
+
+
+def half(*shape: int) -> np.ndarray:
+    return gaussian(shape, sum(shape), 0.5)
+
+
+MANY = (  # each reads the picture x [1, 4, 9, 9], and gives one output
+    node("AveragePool", "x", "pool_edge", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+    node("AveragePool", "x", "pool_counted", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+    node("MaxPool", "x", "max", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+    node("MaxPool", "x", "max_uneven", kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 1, 1]),
+    node("Conv", "x k", "conv_uneven", group=2, strides=[2, 1], pads=[0, 1, 2, 0]),
+    node("Conv", "x k", "conv_dilated", group=2, dilations=[2, 2], pads=[2, 2, 2, 2]),
+    node("ConvTranspose", "x t", "up", strides=[2, 2], pads=[1, 1, 0, 0]),
+    node("ConvTranspose", "x t", "up_groups", group=2, strides=[2, 2], output_padding=[1, 1]),
+    node("Resize", "x no no seven", "nearest", coordinate_transformation_mode="asymmetric",
+         nearest_mode="floor"),
+    node("Resize", "x no no twice", "linear", mode="linear"),
+    node("Resize", "x no no seven", "linear_down", mode="linear"),
+    node("Resize", "x no no twice", "corners", mode="linear",
+         coordinate_transformation_mode="align_corners"),
+    node("Resize", "x no no twice", "cubic", mode="cubic"),
+    node("Pad", "x around", "mirror", mode="reflect"),
+    node("Pad", "x around", "edge", mode="edge"),
+    node("Pad", "x around", "wrap", mode="wrap"),
+    node("InstanceNormalization", "x g b", "instance"),
+    node("GroupNormalization", "x g b", "group", num_groups=2),
+    node("LayerNormalization", "x line", "layer", axis=-1),
+    node("BatchNormalization", "x g b b2 g2", "batch"),
+    node("LRN", "x", "local", size=3),
+    node("PRelu", "x slopes", "prelu"),
+    node("HardSigmoid", "x", "hard_sigmoid"),
+    node("HardSwish", "x", "hard_swish"),
+    node("Elu", "x", "elu"),
+    node("Celu", "x", "celu", alpha=0.7),
+    node("Selu", "x", "selu"),
+    node("Softplus", "x", "softplus"),
+    node("Mish", "x", "mish"),
+    node("Gelu", "x", "gelu"),
+    node("Gelu", "x", "gelu_tanh", approximate="tanh"),
+    node("Erf", "x", "erf"),
+    node("Softmax", "x", "softmax", axis=1),
+    node("LogSoftmax", "x", "log_softmax", axis=-1),
+    node("CumSum", "x three", "sums", reverse=1),
+    node("ReduceL2", "x axes", "norm"),
+    node("ReduceProd", "x axes", "product"),
+    node("ReduceLogSumExp", "x axes", "log_sum"),
+    node("Slice", "x last first three minus", "backwards"),
+    node("Gather", "x some", "some_rows", axis=2),
+    node("DepthToSpace", "x", "blocks", blocksize=2),
+    node("DepthToSpace", "x", "blocks_crd", blocksize=2, mode="CRD"),
+    node("GridSample", "x grid", "sampled"),
+    node("Einsum", "x mix", "mixed", equation="nchw,cd->ndhw"),
+    node("Pow", "x three_f", "cube"),
+    node("Round", "x", "rounded"),
+    node("Trilu", "x", "triangle"),
+)  # fmt: skip
+CONSTANTS = {
+    "k": half(4, 2, 3, 3), "t": half(4, 2, 3, 3), "no": np.zeros(0, "f4"),
+    "seven": np.array([1, 4, 7, 4]), "twice": np.array([1, 4, 18, 18]),
+    "around": np.array([0, 0, 2, 1, 0, 0, 3, 0]), "g": half(4) + 2, "b": half(4),
+    "b2": half(4), "g2": np.abs(half(4)) + 1, "line": half(9), "slopes": half(4, 1, 1),
+    "three": np.array([3]), "axes": np.array([1, 3]), "last": np.array([-1]),
+    "first": np.array([-99]), "minus": np.array([-2]), "some": np.array([5, 0, 5]),
+    "grid": np.tanh(gaussian([1, 5, 6, 2])), "mix": half(4, 3), "three_f": np.float32(3),
+}  # fmt: skip
+
+
+FEW = tuple(one for one in MANY if one.output[0] in ("nearest", "max_uneven", "mirror"))
+
+
+@pytest.mark.parametrize("nodes", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+def test_operators_in_litert(tmp_path: Path, nodes: tuple[onnx.NodeProto, ...]) -> None:
+    """One file with an output per operator: what litert-torch writes computes what ONNX states."""
+    names = {one.output[0]: () for one in nodes}
+    read = {name for one in nodes for name in one.input}
+    arrays = {name: np.asarray(value) for name, value in CONSTANTS.items() if name in read}
+    proto = model(nodes, {"x": [1, 4, 9, 9]}, names, arrays)
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    feed = {"x": gaussian([1, 4, 9, 9], 5)}
+    compiled(tmp_path, proto)
+    actual = tflite.load(tmp_path, {}, 1).run(feed)
+    references = Session(proto.SerializeToString(), 1).run(feed)
+    found = {name: sqnr_db(r, a) for name, r, a in zip(names, references, actual, strict=True)}
+    assert {name: db for name, db in found.items() if db < 90} == {}
 
 
 def test_wide_integers_are_narrowed_at_the_edges(tmp_path: Path) -> None:

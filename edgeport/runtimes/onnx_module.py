@@ -112,7 +112,7 @@ class Node:
         return {name: _readable(value) for name, value in values.items()}
 
 
-def onnx_module(path: Path) -> nn.Module:
+def onnx_module(path: Path) -> OnnxModule:
     """Returns a module that computes the ONNX graph with torch's operators.
 
     Its forward takes the graph's inputs in their order and gives its outputs so: one tensor, or a
@@ -124,7 +124,9 @@ def onnx_module(path: Path) -> nn.Module:
     opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
     if opset < LEAST_OPSET:
         raise InputError(f"{path.name} has opset {opset}; the passes raise it, to 21")
-    return OnnxModule(model.graph, opset).eval()
+    module = OnnxModule(model.graph, opset)
+    module.eval()
+    return module
 
 
 class OnnxModule(nn.Module):
@@ -135,6 +137,7 @@ class OnnxModule(nn.Module):
         constants = {one.name: _weights(one) for one in graph.initializer}
         self.input_names = [one.name for one in graph.input if one.name not in constants]
         self.output_names = [one.name for one in graph.output]
+        self.operators: dict[str, str] = {}  # a submodule's name -> the node's operator
         self._steps: list[tuple[str, list[str | None], list[str]]] = []
         self._weights: dict[str, str] = {}
         self._names: set[str] = set(dir(self))
@@ -178,6 +181,7 @@ class OnnxModule(nn.Module):
             self._weigh(name, constants)
         module = self._unique(proto.name or proto.output[0])
         self.add_module(module, _Operator(operation, node.refusal))
+        self.operators[module] = proto.op_type
         self._steps.append((module, read, written))
 
     def _weigh(self, name: str | None, constants: Mapping[str, NDArray[Any]]) -> None:

@@ -259,7 +259,7 @@ def _nearest(
         places = _PLACES[placing](np.arange(new, dtype=np.float64), scale, old, new)
         wanted.append(_ROUNDINGS[rounding](places).clip(0, old - 1).astype(np.int64))
     pictures = 3 <= x.ndim <= 5 and every[:2] == list(x.shape[:2])
-    if pictures and all(map(_is_torchs, x.shape, every, wanted)):
+    if pictures and all(map(_is_settled, x.shape, every, wanted)):
         return F.interpolate(x, size=every[2:], mode="nearest")
     for axis, places in enumerate(wanted):
         if list(places) != list(range(x.shape[axis])):
@@ -267,9 +267,15 @@ def _nearest(
     return x
 
 
-def _is_torchs(old: int, new: int, places: NDArray[Any]) -> bool:
-    """Returns whether torch's "nearest" reads these places."""
-    return bool(np.array_equal(places, np.arange(new) * old // new))
+def _is_settled(old: int, new: int, places: NDArray[Any]) -> bool:
+    """Returns whether torch's "nearest" reads these places, and at half pixels would too.
+
+    litert-torch 0.10 writes it as LiteRT's resize at half pixels, which for 3 -> 7 or 8 -> 4
+    elements reads others.
+    """
+    steps = np.arange(new)
+    torchs, halves = steps * old // new, (2 * steps + 1) * old // (2 * new)
+    return bool(np.array_equal(places, torchs) and np.array_equal(places, halves))
 
 
 # Rearrangements and sampling

@@ -141,6 +141,19 @@ def test_precisions(tmp_path: Path, precision: str, low: float, high: float) -> 
     assert low < least_db(tmp_path, conv_net(), image_feeds(1, 100)[0]) < high
 
 
+def test_four_bits_where_there_are_such_kernels(tmp_path: Path) -> None:
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Conv", "c d", "y", group=8, pads=[1, 1, 1, 1]),
+    ]
+    weights = {"w": gaussian([8, 4, 1, 1], 1), "d": gaussian([8, 1, 3, 3], 2)}
+    proto = model(nodes, {"x": [1, 4, 6, 6]}, {"y": [1, 8, 6, 6]}, weights)
+    compiled(tmp_path, proto, "w4")
+    operators = read_operators(tmp_path / tflite.FILE)
+    held = sorted(one.inputs[0].dtype for one in operators if one.name == "DEQUANTIZE")
+    assert held == ["INT4", "INT8"]
+
+
 def test_a_normalisation_stays_in_floats(tmp_path: Path) -> None:
     """Its parts, each on a grid of its own, would lose most of what 16 bits hold."""
     nodes = [

@@ -256,6 +256,8 @@ def _recipe(precision: Precision, operators: Mapping[str, str]) -> list[dict[str
         "w4": recipe.weight_only_wi4_afp32,
     }
     everything: list[dict[str, Any]] = recipes[precision]()
+    if precision == "w4":  # what has no 4-bit kernel, as depthwise convolutions, gets 8 bits
+        return [*recipes["w8"](), *({**one, "regex": ".+"} for one in everything)]
     if precision not in ("w8a8", "w8a16"):
         return everything
     whole = [re.escape(name) for name, one in operators.items() if one in _NORMALISATIONS]

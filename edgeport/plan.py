@@ -198,7 +198,7 @@ def make_plan(
         raise InputError("--quantize-io needs a quantized model: add --precision w8a8 or w8a16")
     _check_counts({"--calib-samples": calib_samples, "--parity-samples": parity_samples})
     _check_seed(seed)
-    _check_amounts({"--timeout": timeout_s, "--memory": memory_gib})
+    check_amounts({"--timeout": timeout_s, "--memory": memory_gib})
     data = Path(calib_data) if calib_data is not None else None
     if data is not None and not data.exists():
         raise InputError(f"calibration data {data}: no such file or folder")
@@ -245,7 +245,8 @@ def _check_seed(seed: int) -> None:
         raise InputError(f"--seed {seed}: seeds are 0 or more, and below 2^32")
 
 
-def _check_amounts(amounts: Mapping[str, float]) -> None:
+def check_amounts(amounts: Mapping[str, float]) -> None:
+    """Raises InputError for a flag whose value is no positive finite number."""
     for flag, amount in amounts.items():
         if not 0 < amount < math.inf:
             raise InputError(f"{flag} {amount}: give a number above 0")

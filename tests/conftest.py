@@ -90,11 +90,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeport.stages.passes_for", lambda target: ())
 
 
-# Qualcomm's AI Hub, on this machine
+# An export to run at places, and Qualcomm's AI Hub on this machine
 
 
 @pytest.fixture(scope="session")
-def hub_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export in w8a8 with an ONNX file and a context binary; net.onnx lies beside it."""
     folder = tmp_path_factory.mktemp("made")
     onnx.save(conv_net(), folder / "net.onnx")
@@ -109,8 +109,8 @@ def hub_made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def export(hub_made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(hub_made, tmp_path / "out"))
+def export(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "out"))
 
 
 @pytest.fixture

@@ -132,13 +132,13 @@ def test_what_ai_hub_cannot_quantize(hub: Hub, export: Path) -> None:
     assert not hub.jobs
 
 
-def test_export_and_run_there_in_one_command(hub: Hub, hub_made: Path, tmp_path: Path) -> None:
+def test_export_and_run_there_in_one_command(hub: Hub, made: Path, tmp_path: Path) -> None:
     images = np.random.default_rng(3).standard_normal((6, 3, 16, 16)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
 
     def export_there() -> edgeport.Export:
         return edgeport.export(
-            str(hub_made.parent / "net.onnx"),
+            str(made.parent / "net.onnx"),
             device="s24",
             precision="w8a8",
             calib_data=tmp_path / "images.npy",
@@ -215,14 +215,14 @@ def test_progress_is_heard(hub: Hub, export: Path, capsys: pytest.CaptureFixture
     ],
 )
 def test_what_was_compiled_here_runs_there_as_it_is(
-    hub: Hub, hub_made: Path, tmp_path: Path, runtime: str
+    hub: Hub, made: Path, tmp_path: Path, runtime: str
 ) -> None:
     try:
         known = find_runtime(runtime)
     except InputError as missing:
         pytest.skip(f"needs {runtime}: {missing}")
     made = edgeport.export(
-        str(hub_made.parent / "net.onnx"),
+        str(made.parent / "net.onnx"),
         device="s24",
         precision="w8a8",
         calib_samples=4,

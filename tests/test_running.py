@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import onnx
 import pytest
 from support import LIMITS, conv_net, needs_compiler, save
 
@@ -14,21 +13,6 @@ from edgeport.errors import InputError, StageFailed
 from edgeport.places import JOURNAL, find_place
 from edgeport.places.same_machine import boot_id, provenance_of
 from edgeport.running import read_manifest, run_at
-
-
-@pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export")
-    onnx.save(conv_net(), folder / "net.onnx")
-    made = edgeport.export(
-        str(folder / "net.onnx"),
-        device="s24",
-        precision="w8a8",
-        calib_samples=4,
-        parity_samples=2,
-        output_dir=folder / "out",
-    )
-    return made.directory
 
 
 @needs_compiler
@@ -63,10 +47,10 @@ def test_a_missed_tolerance_is_an_error_after_it_was_recorded(export: Path) -> N
 
 
 @needs_compiler
-def test_an_export_that_has_run_somewhere_may_be_replaced(export: Path) -> None:
+def test_an_export_that_has_run_somewhere_may_be_replaced(export: Path, made: Path) -> None:
     (export / JOURNAL).write_text('{"job": "j1"}\n')
     edgeport.export(
-        str(export.parent / "net.onnx"),
+        str(made.parent / "net.onnx"),
         device="s24",
         precision="w8a8",
         output_dir=export,

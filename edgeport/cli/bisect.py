@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeport.cli.export import show_progress
+from edgeport.cli.options import limit_options, limits_of
 from edgeport.descriptors import redirected
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ _VERDICTS = {
     type=click.Path(path_type=Path),
     help="Where the part that shows it is written. Default: DIRECTORY.bisect.",
 )
-@click.option("--timeout", default=900.0, show_default=True, help="Seconds for one vendor step.")
-@click.option("--memory", default=16.0, show_default=True, help="GiB for one vendor step.")
+@limit_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option("-v", "--verbose", is_flag=True, help="Traceback on failure.")
 @click.pass_context
@@ -70,9 +70,8 @@ def bisect(
     they do and one could not run. A file that was replaced since the export is taken as it is now.
     """
     from edgeport.bisect import bisect as find
-    from edgeport.runtimes.worker import Limits
 
-    limits = Limits(timeout, int(memory * 2**30))
+    limits = limits_of(timeout, memory)
     with show_progress() as progress, redirected(1, 2):
         result = find(
             directory,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeport.cli.export import show_progress
+from edgeport.cli.options import limit_options, limits_of
 from edgeport.descriptors import redirected
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
 @click.command("compare")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--timeout", default=900.0, show_default=True, help="Seconds for one runtime.")
-@click.option("--memory", default=16.0, show_default=True, help="GiB for one local process.")
+@limit_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option("-v", "--verbose", is_flag=True, help="Traceback on failure.")
 @click.pass_context
@@ -40,9 +40,8 @@ def compare(
     was replaced since the export is run as it is now. Exit code 3 where something could not run.
     """
     from edgeport.parities import compare_stages
-    from edgeport.runtimes.worker import Limits
 
-    limits = Limits(timeout, int(memory * 2**30))
+    limits = limits_of(timeout, memory)
     with show_progress() as progress, redirected(1, 2):
         found = compare_stages(directory, limits=limits, progress=progress)
     if as_json:

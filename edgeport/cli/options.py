@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edgeport.errors import InputError
-from edgeport.types import PRECISIONS, Option, Recipe
+from edgeport.types import CONVERTER_PRECISIONS, PRECISIONS, Option, Recipe
+
+if TYPE_CHECKING:
+    from edgeport.runtimes.worker import Limits
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -105,19 +108,36 @@ def source_options(command: Function) -> Function:
 def target_options(command: Function) -> Function:
     """Adds the device, the precision, and the limits of the vendor's tools."""
     return _added(
-        command,
+        limit_options(command),
         click.option("--device", help="Target device by name or alias (edgeport list devices)."),
         click.option("--chipset", help="Target chipset, in place of --device."),
         click.option(
             "--precision",
-            help=f"{' | '.join([*PRECISIONS, 'auto'])}. Default: float; a file with QuantizeLinear"
+            help=f"{' | '.join([*PRECISIONS, 'auto'])}; with tflite or executorch also"
+            f" {' | '.join(CONVERTER_PRECISIONS)}. Default: float; a file with QuantizeLinear"
             " and DequantizeLinear pairs is kept in its own precision.",
         ),
+    )
+
+
+def limit_options(command: Function) -> Function:
+    """Adds the limits of one child process; `limits_of` makes them one value."""
+    return _added(
+        command,
         click.option(
             "--timeout", default=900.0, show_default=True, help="Seconds for one vendor step."
         ),
         click.option("--memory", default=16.0, show_default=True, help="GiB for one vendor step."),
     )
+
+
+def limits_of(timeout: float, memory: float) -> Limits:
+    """Returns the limits that the flags give; raises InputError for what is no amount."""
+    from edgeport.plan import check_amounts
+    from edgeport.runtimes.worker import Limits
+
+    check_amounts({"--timeout": timeout, "--memory": memory})
+    return Limits(timeout, int(memory * 2**30))
 
 
 def quantization_options(command: Function) -> Function:

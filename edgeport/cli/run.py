@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from edgeport.cli.export import show_progress
+from edgeport.cli.options import limit_options, limits_of
 from edgeport.descriptors import redirected
 
 
@@ -28,8 +29,7 @@ from edgeport.descriptors import redirected
     type=click.Path(path_type=Path),
     help="hub:quantize: what the export was calibrated on, where it was given any.",
 )
-@click.option("--timeout", default=900.0, show_default=True, help="Seconds for one runtime.")
-@click.option("--memory", default=16.0, show_default=True, help="GiB for one local process.")
+@limit_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option("-v", "--verbose", is_flag=True, help="Traceback on failure.")
 def run(
@@ -54,10 +54,9 @@ def run(
     """
     from edgeport.places import find_place
     from edgeport.running import run_at
-    from edgeport.runtimes.worker import Limits
 
     names = [name.strip() for name in target_runtime.split(",")] if target_runtime else []
-    limits = Limits(timeout, int(memory * 2**30))
+    limits = limits_of(timeout, memory)
     with show_progress() as progress, redirected(1, 2):
         place = find_place(on)
         runs = run_at(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -105,6 +105,21 @@ class Runtime(Serialisable):
         return tuple(dict.fromkeys(lacking))
 
 
+_CONTEXT_BINARY = Runtime(
+    name="qnn_context_binary",
+    files=("model.bin", "model_ctx.onnx"),
+    compiles="quantized",
+    passes="npu",
+    precisions=(*PRECISIONS, "auto"),
+    computed="fp16",
+    runs_here="Qualcomm's HTP emulator (numerics only)",
+    runs_as="emulated",
+    requires=("onnxruntime_qnn",),
+    runs_with=("onnxruntime_qnn",),
+    install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
+    default=True,
+)
+
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
@@ -123,47 +138,15 @@ RUNTIMES: dict[str, Runtime] = {
             default=True,
             units=("cpu",),
         ),
-        Runtime(
-            name="qnn_context_binary",
-            files=("model.bin", "model_ctx.onnx"),
-            compiles="quantized",
-            passes="npu",
-            precisions=(*PRECISIONS, "auto"),
-            computed="fp16",
-            runs_here="Qualcomm's HTP emulator (numerics only)",
-            runs_as="emulated",
-            requires=("onnxruntime_qnn",),
-            runs_with=("onnxruntime_qnn",),
-            install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
-            default=True,
-        ),
-        Runtime(
+        _CONTEXT_BINARY,
+        replace(
+            _CONTEXT_BINARY,
             name="precompiled_qnn_onnx",
             files=("precompiled_qnn.onnx",),
-            compiles="quantized",
-            passes="npu",
-            precisions=(*PRECISIONS, "auto"),
-            computed="fp16",
-            runs_here="Qualcomm's HTP emulator (numerics only)",
-            runs_as="emulated",
-            requires=("onnxruntime_qnn",),
-            runs_with=("onnxruntime_qnn",),
-            install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
             packs="qnn_context_binary",
+            default=False,
         ),
-        Runtime(
-            name="qnn_dlc",
-            files=("model.dlc",),
-            compiles="quantized",
-            passes="npu",
-            precisions=(*PRECISIONS, "auto"),
-            computed="fp16",
-            runs_here="Qualcomm's HTP emulator (numerics only)",
-            runs_as="emulated",
-            requires=("onnxruntime_qnn",),
-            runs_with=("onnxruntime_qnn",),
-            install="pip install onnxruntime-qnn  (Linux x86-64 or Windows)",
-        ),
+        replace(_CONTEXT_BINARY, name="qnn_dlc", files=("model.dlc",), default=False),
         Runtime(
             name="executorch",
             files=("model.pte",),

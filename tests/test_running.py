@@ -48,6 +48,7 @@ def test_a_missed_tolerance_is_an_error_after_it_was_recorded(export: Path) -> N
 
 @needs_compiler
 def test_an_export_that_has_run_somewhere_may_be_replaced(export: Path, made: Path) -> None:
+    run_at(export, find_place("local"), ["onnx"], limits=LIMITS)
     (export / JOURNAL).write_text('{"job": "j1"}\n')
     edgeport.export(
         str(made.parent / "net.onnx"),

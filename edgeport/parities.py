@@ -121,6 +121,7 @@ class Exported:
 
 
 def _stages(manifest: Mapping[str, Any]) -> list[Stage]:
+    """Returns the stages whose files are there: a failed export has those made until then."""
     files = manifest["files"]
     found = [Stage(CAPTURE, CAPTURED, CAPTURED, "")]
     for file, name in _MAKERS.items():
@@ -131,9 +132,10 @@ def _stages(manifest: Mapping[str, Any]) -> list[Stage]:
             runtime = RUNTIMES[name]
             rewritten = runtime.compiles == "rewritten"
             models = (CONVERTED,) if rewritten else (QUANTIZED, OPTIMIZED)
-            model = next(one for one in models if one in files)
-            file = next(one for one in runtime.files if one in files)
-            found.append(Stage(name, file, model, model, name))
+            model = next((one for one in models if one in files), "")
+            file = next((one for one in runtime.files if one in files), "")
+            if model and file:
+                found.append(Stage(name, file, model, model, name))
     return found
 
 

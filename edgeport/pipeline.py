@@ -16,7 +16,7 @@ from typing import Any, Unpack
 
 from edgeport import report
 from edgeport.cache import Cache, default_root
-from edgeport.errors import InputError
+from edgeport.errors import InputError, StageFailed
 from edgeport.flow import Flow, Step
 from edgeport.places import JOURNAL, find_place
 from edgeport.plan import Options, Plan, make_plan
@@ -80,21 +80,13 @@ def export(
     ):
         flow = Flow(plan, cache, staging, progress)
         captured = flow.capture()
-        with ThreadPoolExecutor(max_workers=1) as beside:
-            # The emulator takes one core for a while: the baseline is captured on the other.
-            if plan.shared:
-                optimized = flow.passes(captured)
-                model = flow.quantize(optimized, captured)  # the same file where it is float
-                flow.run_on_host(model, captured)
-            comparisons = beside.submit(flow.comparisons)
-            if plan.shared:
-                _lower(flow, plan.shared, model, captured)
-            if plan.converted:
-                _lower(flow, plan.converted, flow.passes_for_converters(captured), captured)
-        # Last: nothing else may run beside a measurement.
-        flow.latency(comparisons.result(), captured)
+        try:
+            _make(flow, plan, captured)
+        except StageFailed:  # compare and bisect look at what was made until then
+            report.write_manifest(staging, _manifest(flow, plan, captured, options))
+            raise
         _carry_journal(plan.output_dir, staging)
-        manifest = {**flow.manifest(captured), "request": _request(plan, options)}
+        manifest = _manifest(flow, plan, captured, options)
         report.write_files(staging, manifest)
     hits = [entry.hit for entry in flow.entries]
     artifacts = tuple(flow.artifacts)
@@ -111,6 +103,27 @@ def export(
         artifacts += tuple(run.artifact for run in runs)
         manifest = read_manifest(plan.output_dir)
     return Export(plan.output_dir, artifacts, manifest, len(hits), sum(hits))
+
+
+def _make(flow: Flow, plan: Plan, captured: Step) -> None:
+    """Runs the steps behind capture."""
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        # The emulator takes one core for a while: the baseline is captured on the other.
+        if plan.shared:
+            optimized = flow.passes(captured)
+            model = flow.quantize(optimized, captured)  # the same file where it is float
+            flow.run_on_host(model, captured)
+        comparisons = beside.submit(flow.comparisons)
+        if plan.shared:
+            _lower(flow, plan.shared, model, captured)
+        if plan.converted:
+            _lower(flow, plan.converted, flow.passes_for_converters(captured), captured)
+    # Last: nothing else may run beside a measurement.
+    flow.latency(comparisons.result(), captured)
+
+
+def _manifest(flow: Flow, plan: Plan, captured: Step, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {**flow.manifest(captured), "request": _request(plan, options)}
 
 
 def _request(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:

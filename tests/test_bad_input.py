@@ -357,6 +357,8 @@ def test_an_operator_that_the_npu_has_not(
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.failed" / "optimized.onnx").is_file()
     assert json.loads((tmp_path / "out.failed" / "failure.json").read_text())["stage"] == "lower"
+    code, out, err = run_here(capfd, "bisect", "out.failed", "--stage", "passes")
+    assert (code, err) == (0, "") and "nothing parts" in out  # what was made can be looked at
     code, *_ = run_here(capfd, "export", "shrink.onnx", *ON_HOST, *OUT)
     assert code == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "shrink.onnx"]

@@ -170,6 +170,14 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> Operation:
 def _gemm(node: Node) -> Operation:
     alpha, beta = node.attribute("alpha"), node.attribute("beta")
     first, second = node.attribute("transA"), node.attribute("transB")
+    if not first and (columns := _constant_columns(node, bool(second))):
+        scaled = np.asarray(node.constant(1)) * np.float32(alpha)
+        weight = torch.from_numpy(np.array(scaled if second else scaled.T, order="C"))
+        bias = node.constant(2)
+        if bias is None:
+            return _linear(weight)
+        row = np.broadcast_to(bias.reshape(-1), columns) * np.float32(beta)
+        return _linear(weight, torch.from_numpy(row))
 
     def gemm(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
         a, b = a.mT if first else a, b if second else b.mT
@@ -180,6 +188,19 @@ def _gemm(node: Node) -> Operation:
         return product if c is None else product + (c if beta == 1 else beta * c)
 
     return gemm
+
+
+def _constant_columns(node: Node, transposed: bool) -> int:
+    """Returns how many columns a Gemm gives whose weight and row of biases are constant; else 0.
+
+    XNNPACK takes a linear layer only where its weight lies ready, not turned while it runs.
+    """
+    weight, bias = node.shape(1), node.shape(2)
+    if weight is None or (bias is None and node.has(2)):
+        return 0
+    columns = weight[0] if transposed else weight[1]
+    is_row = bias is None or (math.prod(bias) in (1, columns) and math.prod(bias[:-1]) == 1)
+    return columns if is_row and node.constants[node.proto.input[1]].dtype == np.float32 else 0
 
 
 def _einsum(node: Node) -> Operation:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from support import (
-    LIMITS,
-    ROOT,
     conv_net,
     gaussian,
-    manifest_of,
     model,
     node,
     save,
@@ -28,10 +23,7 @@ import edgeport
 from edgeport.compare import sqnr_db
 from edgeport.devices import find_device
 from edgeport.errors import InputError, StageFailed
-from edgeport.places import find_place
-from edgeport.running import read_manifest, run_at
 from edgeport.runtimes import CompileRequest, find_runtime
-from edgeport.runtimes.lowering import compile_for
 from edgeport.runtimes.onnx import Session
 from edgeport.runtimes.samples import save_samples
 
@@ -39,11 +31,7 @@ pytest.importorskip("litert_torch", reason="needs tflite: pip install 'edgeport[
 
 from edgeport.runtimes import tflite
 from edgeport.runtimes.tflite_delegate import (
-    Operator,
-    Tensor,
-    delegate_facts,
     read_operators,
-    why_not,
 )
 
 S24 = find_device("s24")
@@ -314,135 +302,6 @@ def test_what_the_gpu_leaves_says_why(tmp_path: Path) -> None:
     )
     assert left["TOPK_V2"][0] == "LiteRT's GPU delegate has no TOPK_V2"
     assert "RELU" not in left
-
-
-def tensor(
-    dtype: str = "FLOAT32", shape: tuple[int, ...] = (1, 2), constant: bool = False
-) -> Tensor:
-    return Tensor("t", dtype, shape, constant)
-
-
-ROW = tensor("INT32", (3,), True)
-
-
-@pytest.mark.parametrize(
-    ("operator", "words"),
-    [
-        (Operator("ADD", (tensor("INT16"), tensor("INT16")), (tensor("INT16"),)), "no INT16"),
-        (Operator("ADD", (tensor("INT32"), tensor("INT32")), (tensor("INT32"),)), "no INT32"),
-        (Operator("LESS", (tensor(), tensor()), (tensor("BOOL"),)), ""),
-        (Operator("CAST", (tensor("INT32"),), (tensor(),)), ""),
-        (Operator("CAST", (tensor("INT32"),), (tensor("BOOL"),)), "does not cast INT32 to BOOL"),
-        (Operator("SLICE", (tensor(), ROW, ROW), (tensor(),)), "slices rank 2"),
-        (Operator("SLICE", (tensor(shape=(1, 2, 3)), ROW, ROW), (tensor(),)), ""),
-        (Operator("MEAN", (tensor(), tensor("INT32")), (tensor(),)), "no INT32 in MEAN"),
-        (Operator("MEAN", (tensor(), tensor("INT64", (1,), True)), (tensor(),)), "constant INT32"),
-        (Operator("GATHER", (tensor(), tensor("INT32", (1, 2))), (tensor(),)), "a line of INT32"),
-        (Operator("DEQUANTIZE", (tensor("INT16", (4,), True),), (tensor(),)), "no INT16"),
-        (
-            Operator("SELECT_V2", (tensor("BOOL"), tensor(), tensor(shape=(2,))), (tensor(),)),
-            "of the output's shape",
-        ),
-    ],
-)
-def test_the_delegates_conditions(operator: Operator, words: str) -> None:
-    assert words in why_not(operator)
-    assert bool(words) == bool(why_not(operator))
-
-
-def test_the_delegates_facts_have_sources() -> None:
-    text = (ROOT / "edgeport" / "runtimes" / "litert_gpu.toml").read_text()
-    assert text.count("source = ") == len(delegate_facts()) == 5
-    assert {"CONV_2D", "BATCH_MATMUL"} <= set(delegate_facts()["operators"])
-
-
-# The whole way, in a child process
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export")
-    made = edgeport.export(
-        str(save(conv_net(), folder / "net.onnx")),
-        **S24_TFLITE,
-        precision="w8a8",
-        calib_samples=4,
-        output_dir=folder / "out",
-    )
-    return made.directory
-
-
-def test_an_export_that_has_only_tflite(exported: Path) -> None:
-    manifest = manifest_of(exported)
-    assert {"model.tflite", "optimized_gpu.onnx"} <= set(manifest["files"])
-    assert not {"optimized.onnx", "quantized.onnx"} & set(manifest["files"])
-    assert manifest["placement"]["tflite"]["cpu"] == 0
-    assert "npu" not in manifest["placement"]["tflite"]
-    run = next(one for one in manifest["artifacts"] if one["stage"] == "run")
-    assert run["computed"] == "w8a8" and run["parity"][0]["provenance"] == "host"
-    assert 28 < float(run["parity"][0]["value"]) < 50
-    assert "calibrated" in " ".join(edgeport.report.summary_lines(manifest))
-
-
-def test_its_instructions_are_for_litert_alone(exported: Path) -> None:
-    text = (exported / "DEPLOY.md").read_text()
-    assert "CompiledModel.Options(Accelerator.GPU)" in text
-    assert "inputs[0].writeFloat(values0)  // image: FloatArray of 768" in text
-    assert "outputs[0].readFloat()  // y" in text
-    assert "OrtEnvironment" not in text and "onnxruntime-android" not in text
-
-
-def test_it_runs_again_at_a_place(exported: Path) -> None:
-    (run,) = run_at(exported, find_place("local"), limits=LIMITS)
-    first = next(one for one in read_manifest(exported)["artifacts"] if one["stage"] == "run")
-    assert run.artifact.to_dict()["parity"] == first["parity"]
-
-
-def environment(folder: Path, packages: Path | None) -> None:
-    """Makes a virtual environment in `folder`, and the edgeport.toml that names it."""
-    real = Path(sys.executable).resolve()
-    (folder / "venv" / "bin").mkdir(parents=True)
-    (folder / "venv" / "bin" / "python").symlink_to(real)
-    (folder / "venv" / "pyvenv.cfg").write_text(
-        f"home = {real.parent}\ninclude-system-site-packages = false\n"
-    )
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    library = folder / "venv" / "lib" / version
-    library.mkdir(parents=True)
-    if packages is not None:
-        (library / "site-packages").symlink_to(packages)
-    (folder / "edgeport.toml").write_text('[runtimes.tflite]\npython = "venv/bin/python"\n')
-
-
-def test_another_interpreter_gives_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a process whose sets have another order, too."""
-    environment(tmp_path, Path(sysconfig.get_path("purelib")))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONHASHSEED", "77")
-    compiled(tmp_path, conv_net(), "w8a8", image_feeds(4))
-    expected = (tmp_path / tflite.FILE).read_bytes()
-    made = tmp_path / "made"
-    made.mkdir()
-    feeds = tmp_path / "calibration.npz"
-    compile_for("tflite", tmp_path / "net.onnx", made, S24, "w8a8", LIMITS, feeds)
-    assert (made / tflite.FILE).read_bytes() == expected
-
-
-def test_an_interpreter_that_lacks_the_packages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    environment(tmp_path, None)
-    monkeypatch.chdir(tmp_path)
-    assert find_runtime("tflite")
-    source = save(conv_net(), tmp_path / "net.onnx")
-    with pytest.raises(InputError) as caught:
-        compile_for("tflite", source, tmp_path, S24, "float", LIMITS)
-    text, python = str(caught.value), tmp_path / "venv" / "bin" / "python"
-    assert text.startswith(f"runtime tflite: {python} of edgeport.toml lacks numpy, litert_torch")
-    assert text.endswith(f'{python} -m pip install "edgeport[tflite]"')
-    assert "\n" not in text
 
 
 # What cannot be done

@@ -10,7 +10,9 @@ from test_passes_htp import HEAD, applied, gaussian, operators
 from edgeport.passes import passes_for
 from edgeport.passes.bounded_warp import bounded_warp
 from edgeport.passes.expand_parts import expand_to_parts
+from edgeport.passes.inverse_roots import div_by_root_to_rsqrt
 from edgeport.passes.large_kernels import split_large_kernels
+from edgeport.passes.rank_gpu import reduce_rank_for_gpu
 
 SIZES = (6, 9)
 
@@ -102,6 +104,35 @@ def test_booleans_are_refused() -> None:
     <int64[2] shape = {20, 3}> { y = Expand(x, shape) }"""
     result = applied(expand_to_parts, text, x=np.array([[True, False, True]]))
     assert result.count == 0 and "nothing multiplies" in result.refused[0]
+
+
+@pytest.mark.parametrize(
+    ("form", "after"),
+    [
+        ("one = {1}", ["Abs", "Pow"]),
+        ("one = {2}", ["Abs", "Pow", "Mul"]),
+        ("one = {1}, float[1, 1] wide = {1}", ["Abs", "Pow", "Mul"]),
+    ],
+)
+def test_an_inverse_root_is_a_power(form: str, after: list[str]) -> None:
+    above = "wide" if "wide" in form else "one"
+    text = f"""example (float[3] x) => (float[{"1, 3" if "wide" in form else "3"}] y)
+    <float[1] {form}> {{ a = Abs(x)\n r = Sqrt(a)\n y = Div({above}, r) }}"""
+    result = applied(div_by_root_to_rsqrt, text, x=gaussian(3))
+    assert result.count == 1 and operators(result) == after
+
+
+def test_no_rank_above_four_is_left_for_a_gpu() -> None:
+    """Queries, keys and values as torch's attention parts them: five axes, one of size 1."""
+    text = """example (float[1, 65, 24] x) => (float[3, 65, 1, 8] y)
+    <int64[5] parts = {1, 65, 1, 3, 8}, int64[4] merged = {3, 65, 1, 8}> {
+      a = Reshape(x, parts)
+      b = Transpose <perm = [3, 1, 2, 0, 4]> (a)
+      y = Reshape(b, merged)
+    }"""
+    result = applied(reduce_rank_for_gpu, text, x=gaussian(1, 65, 24))
+    shapes = [value.shape for node in result.model.graph for value in node.outputs]
+    assert result.count and max(len(shape) for shape in shapes if shape is not None) == 4
 
 
 def test_the_gpu_tuple_follows_the_exact_one() -> None:

@@ -37,6 +37,7 @@ from edgeport.passes.group_norm import group_norm_to_instance_norm
 from edgeport.passes.group_norm_batch import group_norm_of_batch
 from edgeport.passes.inline import inline_functions
 from edgeport.passes.inverse_functions import functions_to_parts
+from edgeport.passes.inverse_roots import div_by_root_to_rsqrt
 from edgeport.passes.large_kernels import split_large_kernels
 from edgeport.passes.layer_norm import fuse_layer_norm
 from edgeport.passes.layer_norm_axes import layer_norm_over_one_axis
@@ -53,6 +54,7 @@ from edgeport.passes.powers import power_to_mul
 from edgeport.passes.prelu_parts import prelu_to_parts
 from edgeport.passes.raise_opset import raise_opset
 from edgeport.passes.rank import reduce_rank
+from edgeport.passes.rank_gpu import reduce_rank_for_gpu
 from edgeport.passes.reciprocal import reciprocal_to_div
 from edgeport.passes.reductions import reductions_to_parts
 from edgeport.passes.resizes import resize_to_matmul
@@ -147,6 +149,8 @@ GPU: tuple[Pass, ...] = (
     bounded_warp,  # delegates have no GridSample
     select_branches,  # delegates stop at rank 4: a 5-D view of q, k and v is refused
     expand_to_parts,  # LiteRT's delegate refuses BROADCAST_TO
+    div_by_root_to_rsqrt,  # no CPU kernel divides integers fast
+    reduce_rank_for_gpu,  # last, as for the NPU: it takes the ranks that the others leave
 )
 """After EXACT for the GPU delegates of LiteRT and others, which HTP's compiler has no use for.
 

@@ -42,6 +42,8 @@ def _power(node: Node) -> Operation:
     value = exponent.reshape(-1)[0].item()
     if value == 2:
         return lambda x, _: x * x
+    if value == -0.5:
+        return lambda x, _: torch.rsqrt(x)
     value = int(value) if value == int(value) else value
     return lambda x, _: torch.pow(x, value).to(x.dtype)
 

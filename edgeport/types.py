@@ -222,3 +222,26 @@ class Artifact(Serialisable):
                 "parity": tuple(Measurement.from_dict(one) for one in table["parity"]),
             }
         )
+
+
+Outcome = Literal["pass", "fail", "missing", "inconclusive"]
+"""Held; not held; nobody measured it, or not with an accepted provenance; measured, and within the
+noise."""
+
+
+@dataclass(frozen=True)
+class Verdict(Serialisable):
+    """What became of one claim, or of one number beside the baseline's.
+
+    `subject` is the recipe or source; `limit` says in words what was asked (">= 30 dB"), `reason`
+    what was found; `why` is the claim's own. `measurement` is the number that decided.
+    """
+
+    subject: str
+    kind: Literal["claim", "regression"]
+    metric: str
+    outcome: Outcome
+    limit: str
+    reason: str
+    why: str = ""
+    measurement: Measurement | None = None

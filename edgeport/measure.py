@@ -137,6 +137,32 @@ def elapsed_ms(call: Callable[[], Result]) -> tuple[Result, float]:
     return result, (time.perf_counter_ns() - start) / 1e6
 
 
+def now_seconds() -> float:
+    """Returns the clock by which a run keeps to its time; only differences mean something."""
+    return time.perf_counter()
+
+
+def rest(seconds: float) -> None:
+    """Waits, so that a chip cools down."""
+    time.sleep(seconds)
+
+
+def call_times_ms(call: Callable[[], object], count: int) -> list[float]:
+    """Returns how long each of `count` calls took; the garbage collector is off meanwhile."""
+    clock = time.perf_counter_ns
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        marks = [clock()]
+        for _ in range(count):
+            call()
+            marks.append(clock())
+    finally:
+        if collecting:
+            gc.enable()
+    return [(after - before) / 1e6 for before, after in itertools.pairwise(marks)]
+
+
 def summarise(name: str, samples_ms: Sequence[float], warnings: Sequence[str] = ()) -> Timing:
     """Returns the timing made of `samples_ms`, with warnings about few samples and wide spread.
 

@@ -71,7 +71,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Claim(Serialisable):
-    """A limit that a measured metric has to hold, and the provenance it accepts."""
+    """A limit that a measured metric has to hold, and the provenance it accepts.
+
+    "sqnr_db" is about every measurement of that metric, "sqnr_db:tflite" about one. `why` gives the
+    paper's own figure and where it stands.
+    """
 
     metric: str
     op: Literal["<=", ">="]
@@ -161,7 +165,11 @@ class NodeReport(Serialisable):
 
 @dataclass(frozen=True)
 class Measurement(Serialisable):
-    """One number with its provenance, its samples, and what it was measured on."""
+    """One number with its provenance, its samples, and what it was measured on.
+
+    `metric` may say of what: "sqnr_db:tflite". `noise_floor` is the share by which two runs of one
+    thing differed where this was measured: a smaller difference is none.
+    """
 
     metric: str
     value: float
@@ -172,6 +180,7 @@ class Measurement(Serialisable):
     artifact_sha256: str = ""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     warnings: tuple[str, ...] = ()
+    noise_floor: float | None = None
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Measurement:

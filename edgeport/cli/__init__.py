@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 import edgeport
+from edgeport.cli.bench import bench
 from edgeport.cli.bisect import bisect
 from edgeport.cli.compare import compare
 from edgeport.cli.doctor import doctor
@@ -40,6 +41,7 @@ cli.add_command(reproduce)
 cli.add_command(compare)
 cli.add_command(bisect)
 cli.add_command(run)
+cli.add_command(bench)
 cli.add_command(sensitivity)
 
 

@@ -232,6 +232,11 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
+def machine_text(threads: int) -> str:
+    """Returns what a ratio of times on this machine depends on: processor, cores and threads."""
+    return f"{_cpu_model()}{_cpu_stepping()}, {os.cpu_count()} cores, {threads} threads"
+
+
 def to_measurement(
     timing: Timing,
     *,
@@ -334,6 +339,18 @@ def _cpu_model() -> str:
     except FileNotFoundError:  # not Linux
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cpu_stepping() -> str:
+    """Returns family, model and stepping, since one name is given to several processors."""
+    wanted = ("cpu family", "model", "stepping")
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            found = dict(line.strip().replace("\t", "").split(":", 1) for line in lines if ":" in line)
+    except FileNotFoundError:  # not Linux
+        return ""
+    told = [found[name].strip() for name in wanted if name in found]
+    return f" ({'-'.join(told)})" if told else ""
 
 
 def _installed_version(package: str) -> str:

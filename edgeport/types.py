@@ -15,6 +15,8 @@ Provenance = Literal["device", "emulated", "host", "modelled"]
 """Where a number comes from: a phone or board ran it; the vendor's NPU emulator ran it (numerics
 only); this machine ran it; it was computed from a device profile."""
 
+PROVENANCES: tuple[Provenance, ...] = ("device", "emulated", "host", "modelled")
+
 Precision = Literal["float", "w8a8", "w8a16", "w4a16", "auto", "w8-dynamic", "w8", "w4"]
 PRECISIONS: tuple[Precision, ...] = ("float", "w8a8", "w8a16", "w4a16")
 """Those of a whole model; "auto" chooses one per layer."""
@@ -91,7 +93,8 @@ class Recipe:
     `variants` maps a name to "module:function"; the function is `build(seed, **options)` and gives
     an `nn.Module`. `inputs(**options)` gives the input specs. `calibration` names a function
     `(specs, count, seed) -> list of feeds`. `comparisons` are settings of the options at which
-    a variant is timed against `baseline`, each with the words that the table shows.
+    a variant is timed against `baseline`, each with the words that the table shows. `check` are the
+    options of the export (`edgeport.plan.Options`) by which the claims are judged.
     """
 
     name: str
@@ -105,6 +108,7 @@ class Recipe:
     baseline: str | None = None
     comparisons: tuple[tuple[str, Mapping[str, int | float | str]], ...] = ()
     claims: tuple[Claim, ...] = ()
+    check: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     tolerance_db: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
 

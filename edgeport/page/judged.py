@@ -1,0 +1,79 @@
+"""A recipe's claims beside what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from edgeport.errors import InputError
+from edgeport.page.series import read_json
+from edgeport.types import Claim, Measurement, Outcome, Verdict
+
+Judged = Literal["pass", "fail", "missing", "inconclusive", "not judged"]
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """One claim, or one number beside the baseline's; `why` holds the paper's figure."""
+
+    metric: str
+    limit: str
+    accepts: str
+    outcome: Judged
+    reason: str
+    why: str
+
+
+def read_verdicts(file: Path) -> tuple[Verdict, ...]:
+    """Returns the verdicts in a JSON list; raises InputError where it is something else."""
+    what = "a JSON list of verdicts, as edgeport check --json writes"
+    document = read_json(file, what)
+    try:
+        return tuple(_verdict(one) for one in document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{file} is not {what} ({type(error).__name__}: {error})") from error
+
+
+def _verdict(table: Mapping[str, Any]) -> Verdict:
+    measured = table.get("measurement")
+    verdict = Verdict(
+        **{
+            **table,
+            "measurement": None if measured is None else Measurement.from_dict(measured),
+        }
+    )
+    if verdict.outcome not in get_args(Outcome):
+        raise ValueError(f"unknown outcome {verdict.outcome!r}")
+    return verdict
+
+
+def claim_rows(
+    subject: str, claims: Sequence[Claim], verdicts: Sequence[Verdict]
+) -> tuple[ClaimRow, ...]:
+    """Returns the claims in their order, judged or not, then the subject's other verdicts."""
+    own = [one for one in verdicts if one.subject == subject]
+    rows = []
+    for claim in claims:
+        verdict = next((one for one in own if _is_about(one, claim)), None)
+        if verdict is not None:
+            own.remove(verdict)
+        rows.append(
+            ClaimRow(
+                claim.metric,
+                f"{claim.op} {claim.limit:g}" if verdict is None else verdict.limit,
+                " or ".join(claim.provenance),
+                "not judged" if verdict is None else verdict.outcome,
+                "" if verdict is None else verdict.reason,
+                claim.why,
+            )
+        )
+    others = (ClaimRow(v.metric, v.limit, "", v.outcome, v.reason, v.why) for v in own)
+    return (*rows, *others)
+
+
+def _is_about(verdict: Verdict, claim: Claim) -> bool:
+    """Returns whether it is this claim's verdict: two claims may be on the same metric."""
+    same = verdict.kind == "claim" and verdict.metric == claim.metric
+    return same and verdict.why in ("", claim.why)

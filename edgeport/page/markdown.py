@@ -63,7 +63,7 @@ def _export(page: ExportPage) -> Iterator[str]:
 def _placement(one: Placement) -> Iterator[str]:
     yield f"#### {_text(' and '.join(one.runtimes))}"
     counts = ", ".join(f"{unit.upper()} {count}" for unit, count in one.counts.items())
-    yield f"{counts}; a letter an operator, in the order of the graph:"
+    yield f"{counts}; a letter an operator, in the order of the runtime's report:"
     letters = "".join(_LETTERS[node.unit] for node in one.nodes)
     lines = [letters[start : start + _LINE] for start in range(0, len(letters), _LINE)]
     yield "\n".join(("```text", *lines, "```"))

@@ -28,7 +28,7 @@ MARKS: dict[Fits, str] = {
     "fits": "✓",
     "does not fit": "✕",
     "fits in part": "◐",
-    "CPU only": "–",
+    "CPU only": "○",
     "not known": "?",
     "failed": "✕",
 }

@@ -114,27 +114,35 @@ def _distribution(axes: Axes, place: int, arm: Series, colour: str) -> None:
 
 
 def ratio_chart(one: Comparison, name: str) -> Chart | None:
-    """Returns the ratio with its interval, on a logarithmic axis around 1; None without one."""
-    if one.ratio is None:
+    """Returns each ratio with its interval, on a logarithmic axis around 1; None without any.
+
+    The noise floor, where it was learned, is a band around 1.
+    """
+    rows = one.standings
+    if not rows:
         return None
-    low, value, high = one.ratio.low, one.ratio.value, one.ratio.high
-    colour = FIRST if low > 1 else BAD if high < 1 else MUTED
-    reach = 1.2 * max(high, 1 / low, 1.5)
+    reach = 1.2 * max(1.5, *(max(row.speed.high, 1 / row.speed.low) for row in rows))
 
     def draw(figure: Figure) -> None:
-        axes = _row_axes(figure, 1, f"times the speed of {one.series[1].name}, 95 % interval")
+        axes = _row_axes(figure, len(rows), f"times the speed of {rows[0].base}, 95 % interval")
         axes.set_xscale("log")
-        axes.axvline(1.0, color=INK, lw=1.2)
-        axes.plot([low, high], [0, 0], color=colour, lw=5, solid_capstyle="butt")
-        axes.plot([value], [0], "o", color=colour, markersize=8)
-        _label(axes, 0, "slower", "faster", MUTED)
+        for place, row in enumerate(rows):
+            colour = {"faster": FIRST, "slower": BAD, "inconclusive": MUTED}[row.verdict]
+            speed = row.speed
+            if row.floor:
+                ends = [1 / (1 + row.floor), 1 + row.floor]
+                axes.fill_between(ends, place - 0.22, place + 0.22, color=LINE, lw=0)
+            axes.plot([1, 1], [place - 0.22, place + 0.22], color=INK, lw=1.5)
+            axes.plot([speed.low, speed.high], [place] * 2, color=colour, lw=5)
+            axes.plot([speed.value], [place], "o", color=colour, markersize=8)
+            _label(axes, place, f"{row.name}: {row.verdict}", f"{speed.value:.2f}x")
         axes.set_xlim(1 / reach, reach)
         ticks = [tick for tick in _RATIO_TICKS if 1 / reach <= tick <= reach]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
 
-    label = f"{one.title}: {value:.2f} times the speed, interval {low:.2f} to {high:.2f}"
-    return _chart(draw, name, label, _ROW + _FOOT)
+    label = f"{one.title}: {len(rows)} ratios with their intervals; the sentences above have them"
+    return _chart(draw, name, label, len(rows) * _ROW + _FOOT)
 
 
 _RATIO_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 5, 10, 20, 50, 100)

@@ -200,6 +200,7 @@ def _gathered(
     graphs, size = [fit_of(one) for one in placements], _size_fit(manifest, memory)
     recipe = all_recipes().get(source["name"]) if source["kind"] == "recipe" else None
     claims: tuple[Claim, ...] = recipe.claims if recipe else ()
+    hashes = {one.sha256 for one in artifacts}
     between = placed_comparison(manifest)
     return ExportPage(
         directory=directory.name or str(directory),
@@ -223,7 +224,7 @@ def _gathered(
         layers=tuple(layers),
         files=_files(manifest),
         memory=memory,
-        claims=claim_rows(source["name"], claims, verdicts),
+        claims=claim_rows(source["name"], claims, verdicts, hashes),
         notes=_notes(artifacts, run),
         tools=tuple(manifest["tools"].items()),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,11 +27,15 @@ class ClaimRow:
 
 
 def read_verdicts(file: Path) -> tuple[Verdict, ...]:
-    """Returns the verdicts in a JSON list; raises InputError where it is something else."""
-    what = "a JSON list of verdicts, as edgeport check --json writes"
+    """Returns the verdicts of `edgeport check --json`, or of a JSON list of them.
+
+    Raises InputError where the file holds something else.
+    """
+    what = "what edgeport check --json wrote"
     document = read_json(file, what)
     try:
-        return tuple(_verdict(one) for one in document)
+        listed = document["verdicts"] if isinstance(document, dict) else document
+        return tuple(_verdict(one) for one in listed)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{file} is not {what} ({type(error).__name__}: {error})") from error
 
@@ -50,9 +54,15 @@ def _verdict(table: Mapping[str, Any]) -> Verdict:
 
 
 def claim_rows(
-    subject: str, claims: Sequence[Claim], verdicts: Sequence[Verdict]
+    subject: str,
+    claims: Sequence[Claim],
+    verdicts: Sequence[Verdict],
+    files: Collection[str],
 ) -> tuple[ClaimRow, ...]:
-    """Returns the claims in their order, judged or not, then the subject's other verdicts."""
+    """Returns the claims in their order, judged or not, then the subject's other verdicts.
+
+    `files` are the sha256 of the export's: a verdict on another file says so.
+    """
     own = [one for one in verdicts if one.subject == subject]
     rows = []
     for claim in claims:
@@ -65,12 +75,17 @@ def claim_rows(
                 f"{claim.op} {claim.limit:g}" if verdict is None else verdict.limit,
                 " or ".join(claim.provenance),
                 "not judged" if verdict is None else verdict.outcome,
-                "" if verdict is None else verdict.reason,
+                "" if verdict is None else _reason(verdict, files),
                 claim.why,
             )
         )
-    others = (ClaimRow(v.metric, v.limit, "", v.outcome, v.reason, v.why) for v in own)
+    others = (ClaimRow(v.metric, v.limit, "", v.outcome, _reason(v, files), v.why) for v in own)
     return (*rows, *others)
+
+
+def _reason(verdict: Verdict, files: Collection[str]) -> str:
+    judged = verdict.measurement.artifact_sha256 if verdict.measurement else ""
+    return verdict.reason if judged in ("", *files) else f"{verdict.reason}; not on these files"
 
 
 def _is_about(verdict: Verdict, claim: Claim) -> bool:

@@ -11,7 +11,7 @@ from edgeport.page.placement import Placement
 from edgeport.page.series import Comparison, Figure
 from edgeport.page.tables import Table
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!])")
+_SPECIAL = re.compile(r"([\\`*{}\[\]<>#|~!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _LETTERS = {"npu": "N", "gpu": "G", "cpu": "C"}
 _LINE = 64  # operators in a line of the map
 
@@ -24,7 +24,8 @@ def markdown_page(data: PageData) -> str:
     for page in data.exports:
         parts.extend(_export(page))
     if data.bench is not None:
-        parts += ["## Bench", *_latency(data.bench), *_figures(data.bench_figures)]
+        parts += [f"## {_text(data.bench.title)}", *_latency(data.bench)]
+        parts += _figures(data.bench_figures)
     return "\n\n".join(parts) + "\n"
 
 
@@ -43,6 +44,7 @@ def _export(page: ExportPage) -> Iterator[str]:
     yield _table(tables.parity_table(page.parity))
     yield "### Latency"
     for comparison in page.comparisons:
+        yield f"#### {_text(tables.capitalised(comparison.title))}"
         yield from _latency(comparison)
     if not page.comparisons:
         yield "Nothing was timed: an emulator's times mean nothing and are not shown."
@@ -72,12 +74,13 @@ def _placement(one: Placement) -> Iterator[str]:
 
 
 def _latency(one: Comparison) -> Iterator[str]:
-    yield f"#### {_text(tables.capitalised(one.title))}"
-    if sentence := tables.ratio_sentence(one):
-        yield _text(sentence)
+    for standing in one.standings:
+        yield _text(tables.standing_sentence(standing))
     yield _table(tables.latency_table(one))
     if one.conditions:
         yield f"Measured on: {_text(one.conditions)}."
+    if one.notes:
+        yield _list(f"{note}." for note in one.notes)
     if one.warnings:
         yield _list(f"Warning. {warning}." for warning in one.warnings)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgeport.errors import InputError
-from edgeport.measure import Ratio
+from edgeport.report import sqnr_text
+from edgeport.traces import Ratio, Word
 from edgeport.types import Measurement, Provenance
 
 _STEADY = ("latency_ms", "latency_mean_ms")
@@ -32,17 +33,32 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Arms that were measured together.
+class Standing:
+    """How arm `name` stands to arm `base`: `speed` is how many times its speed, with the interval.
 
-    `ratio` says how many times faster the first is than the second. `conditions` says what they ran
-    on, `warnings` are the measurements' own.
+    `floor` is the noise floor as a share, by which two runs of one thing differ; None where it was
+    not learned.
+    """
+
+    name: str
+    base: str
+    speed: Ratio
+    verdict: Word
+    floor: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms that were measured together, and how they stand to each other.
+
+    `conditions` says what they ran on; `notes` and `warnings` are sentences.
     """
 
     title: str
     series: tuple[Series, ...]
-    ratio: Ratio | None = None
+    standings: tuple[Standing, ...] = ()
     conditions: str = ""
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -83,19 +99,26 @@ def exported_comparisons(manifest: Mapping[str, Any]) -> tuple[Comparison, ...]:
             manifest["baseline"]: Measurement.from_dict(row["baseline"]),
         }
         speedup = Measurement.from_dict(row["speedup"])
-        assert speedup.interval is not None
+        if speedup.interval is None:
+            raise ValueError(f"the speedup of {row['what']} has no interval")
         series = [series_of(name, one) for name, one in arms.items()]
-        first = next(iter(arms.values()))
+        name, base = arms
         found.append(
             Comparison(
                 row["what"],
                 tuple(one for one in series if one is not None),
-                Ratio(speedup.value, *speedup.interval),
-                f"onnxruntime fp32, {_conditions(first)}",
-                _warnings(arms),
+                (_standing(name, base, Ratio(speedup.value, *speedup.interval)),),
+                f"onnxruntime fp32, {_conditions(arms[name])}",
+                warnings=_warnings(arms),
             )
         )
     return tuple(found)
+
+
+def _standing(name: str, base: str, speed: Ratio) -> Standing:
+    """Returns what an interval alone says."""
+    word: Word = "faster" if speed.low > 1 else "slower" if speed.high < 1 else "inconclusive"
+    return Standing(name, base, speed, word)
 
 
 def placed_comparison(manifest: Mapping[str, Any]) -> Comparison | None:
@@ -127,7 +150,7 @@ def read_bench(file: Path) -> tuple[Comparison, tuple[Figure, ...]]:
     """Returns what `edgeport bench --json` wrote; raises InputError where it is something else."""
     document = read_json(file, "what edgeport bench --json wrote")
     try:
-        return _bench(document, file.name)
+        return _bench(document, f"Bench: {file.name}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{file} is not what edgeport bench --json writes ({type(error).__name__}: {error});"
@@ -136,16 +159,48 @@ def read_bench(file: Path) -> tuple[Comparison, tuple[Figure, ...]]:
 
 
 def _bench(document: Mapping[str, Any], title: str) -> tuple[Comparison, tuple[Figure, ...]]:
-    arms = [
-        (str(arm["name"]), [Measurement.from_dict(one) for one in arm["measurements"]])
-        for arm in document["arms"]
-    ]
-    named = [(name, one) for name, ones in arms for one in ones]
-    timed = {name: one for name, one in named if series_of(name, one) is not None}
-    series = tuple(found for name, one in timed.items() if (found := series_of(name, one)))
-    figures = tuple(figure for name, ones in arms for figure in figures_of(name, ones))
-    conditions = _conditions(next(iter(timed.values()))) if timed else ""
-    return Comparison(title, series, None, conditions, _warnings(timed)), figures
+    result = document["result"]
+    arms = {
+        str(arm["name"]): [Measurement.from_dict(one) for one in arm["measurements"]]
+        for arm in result["arms"]
+    }
+    timed = {
+        name: one for name, ones in arms.items() for one in ones if series_of(name, one) is not None
+    }
+    found = Comparison(
+        title,
+        tuple(series for name, one in timed.items() if (series := series_of(name, one))),
+        tuple(_bench_standing(one) for one in result["comparisons"]),
+        _conditions(next(iter(timed.values()))) if timed else "",
+        tuple(_bench_notes(document)),
+        (*_warnings(timed), *result["warnings"]),
+    )
+    return found, tuple(one for name, ones in arms.items() for one in figures_of(name, ones))
+
+
+def _bench_standing(table: Mapping[str, Any]) -> Standing:
+    """Returns one comparison: the file has time over time."""
+    if table["verdict"] not in get_args(Word):
+        raise ValueError(f"unknown verdict {table['verdict']!r}")
+    low, value, high = (float(table["ratio"][key]) for key in ("low", "value", "high"))
+    speed = Ratio(1 / value, 1 / high, 1 / low)
+    return Standing(table["name"], table["base"], speed, table["verdict"], float(table["floor"]))
+
+
+def _bench_notes(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the noise floor, and whether the arms give the same: fast and wrong is not faster."""
+    result = document["result"]
+    first = result["arms"][0]["name"]
+    yield f"Noise floor {float(result['floor']):.1%}: two runs of {first} differ by as much"
+    for arm in result["arms"]:
+        own = [m for m in map(Measurement.from_dict, arm["parity"]) if m.metric == "sqnr_db"]
+        told = [f"{sqnr_text(own[0].value)} dB to its reference"] if own else []
+        if arm["name"] in document["likeness_db"]:
+            told.append(f"{sqnr_text(float(document['likeness_db'][arm['name']]))} dB to {first}")
+        elif arm["name"] != first:
+            told.append(f"other inputs or outputs than {first}")
+        yield f"Parity of {arm['name']}: {' and '.join(told) or 'it has no reference'}"
+        yield from (f"Note on {arm['name']}: {note}" for note in arm["notes"])
 
 
 def read_json(file: Path, what: str) -> Any:

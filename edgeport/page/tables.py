@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from edgeport.page.data import ExportPage, LayerRow, Memory, PageData, ParityRow, megabytes
 from edgeport.page.judged import ClaimRow
 from edgeport.page.placement import Fits, Placement
-from edgeport.page.series import Comparison, Figure
+from edgeport.page.series import Comparison, Figure, Standing
 from edgeport.types import UNITS, NodeReport
 
 _NAMED_NODES = 12  # of a group; manifest.json has all of them
@@ -172,17 +172,16 @@ def _parity_cards(page: ExportPage) -> list[Card]:
 
 
 def _speed_cards(page: ExportPage) -> list[Card]:
-    rows = [one for one in page.comparisons if one.ratio is not None]
     moods = {"faster": "good", "slower": "bad"}
     return [
         Card(
             f"speed, {one.title}",
-            f"{one.ratio.value:.2f}x",
-            f"{verdict(one)} than {one.series[1].name} ({one.series[0].provenance})",
-            moods.get(verdict(one), ""),
+            f"{found.speed.value:.2f}x",
+            f"{found.verdict}, beside {found.base} ({one.series[0].provenance})",
+            moods.get(found.verdict, ""),
         )
-        for one in rows[:2]
-        if one.ratio is not None
+        for one in page.comparisons[:2]
+        for found in one.standings
     ]
 
 
@@ -193,25 +192,15 @@ def decibels(value: float) -> str:
     return "exact" if value == math.inf else f"{value:.1f} dB"
 
 
-def verdict(one: Comparison) -> str:
-    """Returns what the ratio's interval says of the first arm."""
-    if one.ratio is None:
-        return "not compared"
-    if one.ratio.low > 1:
-        return "faster"
-    return "slower" if one.ratio.high < 1 else "not distinguishable"
-
-
-def ratio_sentence(one: Comparison) -> str:
-    """Returns the ratio with its interval, a loss as plainly as a win; "" without one."""
-    if one.ratio is None or len(one.series) < 2:
-        return ""
-    said = verdict(one)
-    than = "from" if said == "not distinguishable" else "than"
-    return (
-        f"{one.series[0].name} is {said} {than} {one.series[1].name}: {one.ratio.value:.2f} times"
-        f" its speed, 95 % interval {one.ratio.low:.2f} to {one.ratio.high:.2f}."
+def standing_sentence(one: Standing) -> str:
+    """Returns how two arms stand to each other, a loss as plainly as a win."""
+    speed = one.speed
+    figures = (
+        f"{speed.value:.2f} times its speed, 95 % interval {speed.low:.2f} to {speed.high:.2f}"
     )
+    if one.verdict == "inconclusive":
+        return f"{one.name} beside {one.base} is inconclusive: {figures}."
+    return f"{one.name} is {one.verdict} than {one.base}: {figures}."
 
 
 def summary_table(pages: Sequence[ExportPage]) -> Table:
@@ -279,7 +268,7 @@ def latency_table(one: Comparison) -> Table:
         cells = (f"{arm.median_ms:.2f}", spread, str(len(arm.samples_ms)))
         rows.append((arm.name, arm.provenance, *cells))
     head = ("arm", "where", "median ms", "middle half ms", "samples")
-    return Table(f"Latency: {one.title}", head, tuple(rows), frozenset({2, 3, 4}))
+    return Table("Latency", head, tuple(rows), frozenset({2, 3, 4}))
 
 
 def quartiles(samples: Sequence[float]) -> tuple[float, float]:
@@ -296,21 +285,24 @@ def quartiles(samples: Sequence[float]) -> tuple[float, float]:
 
 
 def figure_table(figures: Sequence[Figure]) -> Table:
-    """Returns loads, first inferences and peaks of memory, as they were measured."""
-    rows = tuple(
-        (one.what, one.measurement.metric, _value(one), one.measurement.provenance)
+    """Returns loads, first inferences, tails and peaks of memory, as they were measured."""
+    metrics = list(dict.fromkeys(one.measurement.metric for one in figures))
+    values = {
+        (one.what, one.measurement.provenance, one.measurement.metric): _value(one)
         for one in figures
-    )
-    return Table("Also measured", ("what", "metric", "value", "where"), rows, frozenset({2}))
+    }
+    arms = dict.fromkeys((one.what, one.measurement.provenance) for one in figures)
+    rows = tuple((*arm, *(values.get((*arm, metric), "-") for metric in metrics)) for arm in arms)
+    heads = (metric.removesuffix("_ms").replace("_", " ") for metric in metrics)
+    numeric = frozenset(range(2, 2 + len(metrics)))
+    return Table("Also measured", ("what", "where", *heads), rows, numeric)
 
 
 def _value(one: Figure) -> str:
     measured = one.measurement
-    return (
-        megabytes(measured.value)
-        if measured.unit == "B"
-        else f"{measured.value:.4g} {measured.unit}"
-    )
+    if measured.unit == "B":
+        return megabytes(measured.value)
+    return f"{measured.value:.4g} {measured.unit}"
 
 
 def layer_table(layers: Sequence[LayerRow]) -> Table:

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 _FLAGS = (
     "--headless",
     "--no-sandbox",  # as root, where tests run in a container
@@ -116,7 +115,8 @@ class Browser:
 @contextmanager
 def browsing() -> Iterator[Browser]:
     """Yields a browser with a profile of its own, which goes with the block."""
-    assert CHROMIUM is not None, "needs chromium"
+    chromium = shutil.which("chromium")
+    assert chromium is not None, "needs chromium: apt-get install chromium"
     commands, write_to = os.pipe()
     read_from, answers = os.pipe()
 
@@ -127,7 +127,7 @@ def browsing() -> Iterator[Browser]:
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [CHROMIUM, f"--user-data-dir={profile}", *_FLAGS],
+            [chromium, f"--user-data-dir={profile}", *_FLAGS],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from edgeport.descriptors import redirected
 from edgeport.errors import InputError
+
+if TYPE_CHECKING:
+    from edgeport.layers import Layer
 
 
 @click.command("report")
@@ -29,6 +34,12 @@ from edgeport.errors import InputError
 @click.option(
     "--verdicts", type=click.Path(path_type=Path), help="What edgeport check --json wrote."
 )
+@click.option(
+    "--layers",
+    "with_layers",
+    is_flag=True,
+    help="Time each layer on this machine's CPU now, and compare it with the float graph.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Traceback on failure.")
 def write_report(
     directories: tuple[Path, ...],
@@ -36,11 +47,12 @@ def write_report(
     markdown: Path | None,
     bench: Path | None,
     verdicts: Path | None,
+    with_layers: bool,
     verbose: bool,
 ) -> None:
     """Write one HTML page about the exports in DIR..., which needs no network and no other file.
 
-    It shows what their manifests hold, and measures nothing.
+    It shows what their manifests hold, and measures nothing but what --layers asks for.
     """
     from edgeport.page.data import gather_page
     from edgeport.page.html import html_page
@@ -50,7 +62,9 @@ def write_report(
 
     targets = [output, *([markdown] if markdown else [])]
     _check_targets(targets, directories)
-    data = gather_page(directories, bench=bench, verdicts=verdicts)
+    with redirected(1, 2):
+        layers = _measured_layers if with_layers else None
+        data = gather_page(directories, bench=bench, verdicts=verdicts, layers=layers)
     texts = [html_page(data), *([markdown_page(data)] if markdown else [])]
     for target, text in zip(targets, texts, strict=True):
         try:
@@ -65,6 +79,12 @@ def write_report(
         click.echo(f"note: {note}")
     for target, text in zip(targets, texts, strict=True):
         click.echo(f"{target} ({len(text.encode()) / 1e3:.1f} kB)")
+
+
+def _measured_layers(directory: Path) -> tuple[Layer, ...]:
+    from edgeport.layers import layer_rows
+
+    return layer_rows(directory)
 
 
 def _check_targets(targets: Sequence[Path], directories: Sequence[Path]) -> None:

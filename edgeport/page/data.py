@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgeport.catalog import all_recipes
-from edgeport.devices import find_device
-from edgeport.errors import InputError, UnknownName
+from edgeport.errors import InputError
 from edgeport.page.judged import ClaimRow, claim_rows, read_verdicts
+from edgeport.page.memory import Memory, memory_of_export, size_fit
 from edgeport.page.placement import (
-    MEMORY,
     Fit,
     Fits,
     Placement,
@@ -33,7 +32,7 @@ from edgeport.page.series import (
 from edgeport.running import load_manifest
 from edgeport.runtimes import RUNTIMES
 from edgeport.staging import FAILURE
-from edgeport.types import Artifact, Claim, Fact, Provenance, Verdict
+from edgeport.types import Artifact, Claim, Provenance, Verdict
 
 _ROLES = {
     "model.onnx": "the captured graph",
@@ -44,7 +43,6 @@ _ROLES = {
     "parity_outputs.npz": "the reference's answers",
     "DEPLOY.md": "how an app loads it",
 }
-_MEMORY_FACTS = {"ram_bytes": "memory", "vtcm_bytes": "memory of the NPU itself (VTCM)"}
 
 
 class LayerRow(Protocol):
@@ -91,19 +89,6 @@ class FileRow:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What the device's profile says of its memory, and what the graphs need at their peak.
-
-    `facts` are (what, bytes, source); `peaks` maps a file to the bytes of its activations.
-    """
-
-    device: str
-    facts: tuple[tuple[str, int, str], ...]
-    ram_bytes: int | None
-    peaks: tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True)
 class ExportPage:
     """One export, as a page shows it."""
 
@@ -144,15 +129,22 @@ class PageData:
 
 
 def gather_page(
-    directories: Sequence[Path], *, bench: Path | None = None, verdicts: Path | None = None
+    directories: Sequence[Path],
+    *,
+    bench: Path | None = None,
+    verdicts: Path | None = None,
+    layers: Callable[[Path], Sequence[LayerRow]] | None = None,
 ) -> PageData:
     """Returns the page about these exports, with what was benchmarked and judged besides.
 
-    Raises InputError for a directory that is no export, and a file that holds something else.
+    `layers` gives an export's layers: edgeport.layers.layer_rows measures them. Raises InputError
+    for a directory that is no export, and a file that holds something else.
     """
     judged = read_verdicts(verdicts) if verdicts else ()
     measured, figures = read_bench(bench) if bench else (None, ())
-    exports = tuple(gather(directory, verdicts=judged) for directory in directories)
+    exports = tuple(
+        gather(one, verdicts=judged, layers=layers(one) if layers else ()) for one in directories
+    )
     names = {page.name for page in exports}
     others = sorted({one.subject for one in judged} - names)
     notes = (f"{verdicts} also judges {', '.join(others)}: not shown here.",) if others else ()
@@ -164,16 +156,14 @@ def gather(
     *,
     verdicts: Sequence[Verdict] = (),
     layers: Sequence[LayerRow] = (),
-    peak_activation_bytes: Mapping[str, int] | None = None,
 ) -> ExportPage:
     """Returns what an export's directory holds.
 
-    `peak_activation_bytes` maps files of it to what their graphs need. Raises InputError for a
-    directory that is no export, and for a manifest that lacks something.
+    Raises InputError for a directory that is no export, and for a manifest that lacks something.
     """
     manifest = load_manifest(directory)
     try:
-        return _gathered(directory, manifest, verdicts, layers, peak_activation_bytes or {})
+        return _gathered(directory, manifest, verdicts, layers)
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{directory}/manifest.json does not hold what an export writes"
@@ -186,7 +176,6 @@ def _gathered(
     manifest: Mapping[str, Any],
     verdicts: Sequence[Verdict],
     layers: Sequence[LayerRow],
-    peaks: Mapping[str, int],
 ) -> ExportPage:
     source, device, run = manifest["source"], manifest["device"], manifest["run"]
     artifacts = [Artifact.from_dict({**one, "seconds": 0.0}) for one in manifest["artifacts"]]
@@ -196,8 +185,8 @@ def _gathered(
         *([refused] if refused else ()),
         *placements_of(artifacts, run["places"]),
     )
-    memory = _memory(manifest, peaks)
-    graphs, size = [fit_of(one) for one in placements], _size_fit(manifest, memory)
+    memory = memory_of_export(directory, manifest)
+    graphs, size = [fit_of(one) for one in placements], size_fit(manifest, memory)
     recipe = all_recipes().get(source["name"]) if source["kind"] == "recipe" else None
     claims: tuple[Claim, ...] = recipe.claims if recipe else ()
     hashes = {one.sha256 for one in artifacts}
@@ -290,47 +279,3 @@ def _role(name: str) -> str:
     if name in _ROLES:
         return _ROLES[name]
     return " and ".join(one.name for one in RUNTIMES.values() if name in one.files)
-
-
-def _memory(manifest: Mapping[str, Any], peaks: Mapping[str, int]) -> Memory:
-    """Returns the memory facts that the export was made for, or that today's profile adds."""
-    name = manifest["device"]["name"]
-    try:
-        known = dict(find_device(name).facts)
-    except UnknownName:  # a profile of the user's that is not here
-        known = {}
-    known |= {key: Fact(**fact) for key, fact in manifest["device"]["facts"].items()}
-    facts = tuple(
-        (words, int(known[key].value), known[key].source)
-        for key, words in _MEMORY_FACTS.items()
-        if key in known
-    )
-    ram = int(known["ram_bytes"].value) if "ram_bytes" in known else None
-    return Memory(name, facts, ram, tuple(peaks.items()))
-
-
-def _size_fit(manifest: Mapping[str, Any], memory: Memory) -> Fit:
-    """Returns whether the largest file of a runtime, and the peak, lie within the memory."""
-    files = {name: entry.get("bytes", 0) for name, entry in manifest["files"].items()}
-    made = [RUNTIMES[name].files for name in manifest["options"]["target_runtimes"]]
-    sizes = {name: files[name] for names in made for name in names if name in files}
-    if not sizes:
-        return Fit(MEMORY, "not known", "no runtime's file was made")
-    largest = max(sizes, key=lambda name: sizes[name])
-    peak = max((count for _, count in memory.peaks), default=0)
-    words = f"the largest file, {largest}, has {megabytes(sizes[largest])}"
-    if peak:
-        words += f", the activations {megabytes(peak)} at their peak"
-    if memory.ram_bytes is None:
-        return Fit(MEMORY, "not known", f"{words}; the device's memory is not known")
-    fits = sizes[largest] + peak <= memory.ram_bytes
-    asked = f"{words}; the device has {megabytes(memory.ram_bytes)}"
-    return Fit(MEMORY, "fits" if fits else "does not fit", asked)
-
-
-def megabytes(count: float) -> str:
-    """Returns bytes in the unit that suits them; decimal, as the export's table."""
-    for limit, unit in ((1e9, "GB"), (1e5, "MB"), (1e3, "kB")):
-        if count >= limit:
-            return f"{count / {'GB': 1e9, 'MB': 1e6, 'kB': 1e3}[unit]:.1f} {unit}"
-    return f"{count:.0f} B"

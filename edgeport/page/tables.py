@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeport.page.data import ExportPage, LayerRow, Memory, PageData, ParityRow, megabytes
+from edgeport.page.data import ExportPage, LayerRow, PageData, ParityRow
 from edgeport.page.judged import ClaimRow
+from edgeport.page.memory import Memory, megabytes
 from edgeport.page.placement import Fits, Placement
 from edgeport.page.series import Comparison, Figure, Standing
 from edgeport.types import UNITS, NodeReport
@@ -344,8 +345,12 @@ def file_table(page: ExportPage) -> Table:
 
 def memory_lines(memory: Memory) -> tuple[str, ...]:
     """Returns what is known of memory, and what is not, in sentences."""
-    lines = [f"{what}: {megabytes(count)}" for what, count, _ in memory.facts]
-    lines += [f"peak of the activations of {file}: {megabytes(n)}" for file, n in memory.peaks]
+    lines = [f"{what}: {megabytes(count)}" for what, count in memory.facts]
+    lines += [
+        f"activations of {file} at their peak, computed from the graph: {megabytes(count)}"
+        for file, count in memory.peaks
+    ]
+    lines += memory.problems
     if memory.ram_bytes is None:
         lines.append(f"the profile of {memory.device} states no memory: it is not known here")
     return tuple(f"{capitalised(line)}." for line in lines)

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from edgeport.page.data import LayerRow, ParityRow
 from edgeport.page.series import Comparison, Series
-from edgeport.page.tables import decibels, quartiles
+from edgeport.page.tables import decibels, layer_time_ms, quartiles
 from edgeport.types import Provenance
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ _RATIO_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 5, 10, 20, 50, 
 def layer_chart(layers: Sequence[LayerRow], name: str) -> Chart:
     """Returns time and SQNR of each layer in the order of the graph, those that are known."""
     both = {
-        "ms": [one.time_ms for one in layers],
+        "ms": [layer_time_ms(one) for one in layers],
         "SQNR in dB": [one.sqnr_db for one in layers],
     }
     panels = [(what, values) for what, values in both.items() if any(v is not None for v in values)]
@@ -171,6 +171,7 @@ def layer_chart(layers: Sequence[LayerRow], name: str) -> Chart:
             )
             axes.set_xlim(-1, len(values))
             axes.set_ylim(bottom=0)
+            axes.tick_params(labelbottom=place == len(panels) - 1)
             axes.set_title(what, loc="left", fontsize=12, color=MUTED)
         axes.set_xlabel("layer, in the order of the graph")
 

@@ -51,7 +51,8 @@ def _export(page: ExportPage) -> Iterator[str]:
     yield from _figures(page.figures)
     if page.layers:
         yield "### Layers"
-        yield _table(tables.layer_table(page.layers))
+        yield tables.layer_sentence(page.layers)
+        yield from map(_table, tables.layer_tables(page.layers))
     yield "### Size and memory"
     yield _list(tables.memory_lines(page.memory))
     yield _table(tables.file_table(page))

@@ -15,7 +15,7 @@ from edgeport.traces import Ratio, Word
 from edgeport.types import Measurement, Provenance
 
 _STEADY = ("latency_ms", "latency_mean_ms")
-_TIMED: tuple[Provenance, ...] = ("device", "host")  # an emulator's or a model's time is none
+TIMED: tuple[Provenance, ...] = ("device", "host")  # an emulator's or a model's time is none
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def series_of(name: str, measured: Measurement) -> Series | None:
 
     Emulated and modelled times are none.
     """
-    if measured.metric not in _STEADY or measured.provenance not in _TIMED:
+    if measured.metric not in _STEADY or measured.provenance not in TIMED:
         return None
     mean = " (a mean)" if measured.metric == "latency_mean_ms" else ""
     return Series(f"{name}{mean}", measured.samples or (measured.value,), measured.provenance)
@@ -86,7 +86,7 @@ def figures_of(name: str, measured: Sequence[Measurement]) -> tuple[Figure, ...]
     return tuple(
         Figure(name, one)
         for one in measured
-        if series_of(name, one) is None and one.provenance in _TIMED
+        if series_of(name, one) is None and one.provenance in TIMED
     )
 
 

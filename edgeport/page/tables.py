@@ -11,11 +11,11 @@ from edgeport.page.data import ExportPage, LayerRow, PageData, ParityRow
 from edgeport.page.judged import ClaimRow
 from edgeport.page.memory import Memory, megabytes
 from edgeport.page.placement import Fits, Placement
-from edgeport.page.series import Comparison, Figure, Standing
+from edgeport.page.series import TIMED, Comparison, Figure, Standing
 from edgeport.types import UNITS, NodeReport
 
 _NAMED_NODES = 12  # of a group; manifest.json has all of them
-_LAYERS = 20
+_LAYERS = 10
 OUTCOMES = {
     "pass": "holds",
     "fail": "does not hold",
@@ -306,26 +306,44 @@ def _value(one: Figure) -> str:
     return f"{measured.value:.4g} {measured.unit}"
 
 
-def layer_table(layers: Sequence[LayerRow]) -> Table:
-    """Returns the slowest layers, or where no time is known those with the most noise."""
-    timed = [one for one in layers if one.time_ms is not None]
-    if timed:
-        ranked, what = sorted(timed, key=lambda one: -(one.time_ms or 0.0)), "slowest"
-    else:
-        ranked = sorted(layers, key=lambda one: math.inf if one.sqnr_db is None else one.sqnr_db)
-        what = "noisiest"
-    rows = tuple(
-        (
-            one.node,
-            one.op,
-            "-" if one.time_ms is None else f"{one.time_ms:.3f}",
-            "-" if one.sqnr_db is None else decibels(one.sqnr_db),
-            one.provenance,
-        )
-        for one in ranked[:_LAYERS]
-    )
+def layer_time_ms(one: LayerRow) -> float | None:
+    """Returns a layer's time; None where none was measured: an emulator's or a model's is none."""
+    return one.time_ms if one.provenance in TIMED else None
+
+
+def layer_tables(layers: Sequence[LayerRow]) -> tuple[Table, ...]:
+    """Returns the slowest layers and the noisiest, as far as times and SQNR are known."""
+    timed = [one for one in layers if layer_time_ms(one) is not None]
+    noisy = [one for one in layers if one.sqnr_db is not None]
+    ranked = {
+        "slowest": sorted(timed, key=lambda one: -(one.time_ms or 0.0))[:_LAYERS],
+        "noisiest": sorted(noisy, key=lambda one: one.sqnr_db or 0.0)[:_LAYERS],
+    }
     head = ("layer", "type", "ms", "SQNR", "where")
-    return Table(f"The {len(rows)} {what} layers", head, rows, frozenset({2, 3}))
+    return tuple(
+        Table(f"The {len(rows)} {what} layers", head, tuple(map(_layer, rows)), frozenset({2, 3}))
+        for what, rows in ranked.items()
+        if rows
+    )
+
+
+def _layer(one: LayerRow) -> tuple[str, ...]:
+    time_ms = layer_time_ms(one)
+    return (
+        one.node,
+        one.op,
+        "-" if time_ms is None else f"{time_ms:.3f}",
+        "-" if one.sqnr_db is None else decibels(one.sqnr_db),
+        one.provenance,
+    )
+
+
+def layer_sentence(layers: Sequence[LayerRow]) -> str:
+    """Returns what the times of layers are of, so that nobody takes them for a phone's."""
+    where = {one.provenance for one in layers if layer_time_ms(one) is not None}
+    if "host" in where:
+        return "Times are of this machine's CPU, and say nothing of a phone's or its NPU's."
+    return "Times are a device's." if where else "No layer was timed."
 
 
 def file_table(page: ExportPage) -> Table:

@@ -209,7 +209,7 @@ def test_what_bench_wrote_is_shown_with_its_verdicts(directory: Path, tmp_path: 
         assert "slow is slower than base: 0.50 times its speed" in text
         assert "same beside base is inconclusive" in text
         assert "Noise floor 2.0%" in text and "a hot day" in text
-        assert "Parity of quick: exact dB to base" in text
+        assert "Parity of quick: exact to base" in text
         assert "12.5 ms" in text
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from edgeport.cli.export import show_progress
 from edgeport.descriptors import redirected
 from edgeport.errors import InputError
 
@@ -62,8 +64,8 @@ def write_report(
 
     targets = [output, *([markdown] if markdown else [])]
     _check_targets(targets, directories)
-    with redirected(1, 2):
-        layers = _measured_layers if with_layers else None
+    with show_progress() as progress, redirected(1, 2):
+        layers = partial(_measured_layers, progress) if with_layers else None
         data = gather_page(directories, bench=bench, verdicts=verdicts, layers=layers)
     texts = [html_page(data), *([markdown_page(data)] if markdown else [])]
     for target, text in zip(targets, texts, strict=True):
@@ -81,9 +83,10 @@ def write_report(
         click.echo(f"{target} ({len(text.encode()) / 1e3:.1f} kB)")
 
 
-def _measured_layers(directory: Path) -> tuple[Layer, ...]:
+def _measured_layers(progress: Callable[[str], None], directory: Path) -> tuple[Layer, ...]:
     from edgeport.layers import layer_rows
 
+    progress(f"layers of {directory}")
     return layer_rows(directory)
 
 

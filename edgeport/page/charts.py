@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from edgeport.page.data import LayerRow, ParityRow
-from edgeport.page.series import Comparison, Series
-from edgeport.page.tables import decibels, layer_time_ms, quartiles
+from edgeport.page.series import Comparison, Series, decibels
+from edgeport.page.tables import layer_time_ms, quartiles
 from edgeport.types import Provenance
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def parity_chart(rows: Sequence[ParityRow], tolerance_db: float | None, name: st
             axes.plot([value], [place], _MARKERS[row.provenance], color=colour, markersize=9)
             _label(axes, place, f"{row.label} ({row.provenance})", decibels(row.sqnr_db))
             if tolerance_db is not None and row.stage == "run":
-                axes.plot([tolerance_db] * 2, [place - 0.22, place + 0.22], color=INK, lw=2)
+                axes.plot([tolerance_db] * 2, [place - 0.14, place + 0.3], color=INK, lw=2)
         axes.set_xlim(0, longest)
 
     label = f"SQNR of {len(shown)} stages, a bar each; the table below has the numbers"

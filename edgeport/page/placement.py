@@ -148,7 +148,7 @@ def _by_reason(placement: Placement) -> str:
     if len(reasons) < 2:
         return ""
     said = (f"{count} {reason or 'without a reason'}" for reason, count in reasons.most_common())
-    return f": {', '.join(said)}"
+    return f": {'; '.join(said)}"
 
 
 def overall(reasons: Sequence[Fit]) -> Fits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from edgeport.errors import InputError
-from edgeport.report import sqnr_text
 from edgeport.traces import Ratio, Word
 from edgeport.types import Measurement, Provenance
 
@@ -194,9 +194,9 @@ def _bench_notes(document: Mapping[str, Any]) -> Iterator[str]:
     yield f"Noise floor {float(result['floor']):.1%}: two runs of {first} differ by as much"
     for arm in result["arms"]:
         own = [m for m in map(Measurement.from_dict, arm["parity"]) if m.metric == "sqnr_db"]
-        told = [f"{sqnr_text(own[0].value)} dB to its reference"] if own else []
+        told = [f"{decibels(own[0].value)} to its reference"] if own else []
         if arm["name"] in document["likeness_db"]:
-            told.append(f"{sqnr_text(float(document['likeness_db'][arm['name']]))} dB to {first}")
+            told.append(f"{decibels(float(document['likeness_db'][arm['name']]))} to {first}")
         elif arm["name"] != first:
             told.append(f"other inputs or outputs than {first}")
         yield f"Parity of {arm['name']}: {' and '.join(told) or 'it has no reference'}"
@@ -224,3 +224,10 @@ def _conditions(measured: Measurement) -> str:
 
 def _warnings(arms: Mapping[str, Measurement]) -> tuple[str, ...]:
     return tuple(f"{name}: {warning}" for name, one in arms.items() for warning in one.warnings)
+
+
+def decibels(value: float) -> str:
+    """Returns an SQNR in words: no noise at all is exact."""
+    if math.isnan(value):
+        return "not a number"
+    return "exact" if value == math.inf else f"{value:.1f} dB"

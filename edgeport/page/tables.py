@@ -11,7 +11,7 @@ from edgeport.page.data import ExportPage, LayerRow, PageData, ParityRow
 from edgeport.page.judged import ClaimRow
 from edgeport.page.memory import Memory, megabytes
 from edgeport.page.placement import Fits, Placement
-from edgeport.page.series import TIMED, Comparison, Figure, Standing
+from edgeport.page.series import TIMED, Comparison, Figure, Standing, decibels
 from edgeport.types import UNITS, NodeReport
 
 _NAMED_NODES = 12  # of a group; manifest.json has all of them
@@ -184,13 +184,6 @@ def _speed_cards(page: ExportPage) -> list[Card]:
         for one in page.comparisons[:2]
         for found in one.standings
     ]
-
-
-def decibels(value: float) -> str:
-    """Returns an SQNR in words: no noise at all is exact."""
-    if math.isnan(value):
-        return "not a number"
-    return "exact" if value == math.inf else f"{value:.1f} dB"
 
 
 def standing_sentence(one: Standing) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from page_material import benchmark, compared, edit, make_plain, make_rich
+from page_material import HOSTILE, benchmark, compared, edit, make_plain, make_rich
 from support import needs_matplotlib
 
 from edgeport.catalog import all_recipes
@@ -245,8 +245,14 @@ def test_a_claim_is_judged_only_by_its_verdict(rich: Path, tmp_path: Path) -> No
             assert "does not hold" in text and "inconclusive: within the noise" in text
 
 
-def test_names_from_a_manifest_are_escaped(rich: Path) -> None:
-    html, markdown = html_page(gather_page([rich])), markdown_page(gather_page([rich]))
+def test_names_are_escaped_in_text_and_in_drawings(rich: Path, tmp_path: Path) -> None:
+    bench = tmp_path / "bench.json"
+    bench.write_text(json.dumps(benchmark({"base": 1, HOSTILE: 2}).to_dict()))
+    data = gather_page([rich], bench=bench)
+    html, markdown = html_page(data), markdown_page(data)
+    drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    whole = "&lt;script&gt;hacked = 1&lt;/script&gt;|`$\\frac{1}$"
+    assert sum(whole in one for one in drawings) == 2  # the narrow ones leave out its middle
     assert "<script" not in html and "&lt;script&gt;" in html
     assert "\\<script\\>" in markdown and "<script" not in markdown.replace("\\<script", "")
     assert not re.search(r"(src|href)=\"(?!#)", html)

@@ -62,7 +62,7 @@ def test_a_browser_shows_it_without_a_word_or_the_network(
     dark: bool,
 ) -> None:
     bench = tmp_path / "bench.json"
-    bench.write_text(json.dumps(benchmark({"base": 1, "quick": 2}).to_dict()))
+    bench.write_text(json.dumps(benchmark({"a" * 60: 1, "name " * 20: 2}).to_dict()))
     page = tmp_path / "report.html"
     write(rich, page, capfd, "--bench", bench)
     browser.open(page, width=width, dark=dark)

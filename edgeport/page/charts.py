@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WIDE, NARROW = 680, 320  # pixels at full size
 _ROW, _FOOT, _PANEL = 42, 46, 124  # pixels: a row with its label above it, an axis, a panel
+_LETTER = 6.8  # pixels of a letter's width, about
 # Colours that nothing else has, each in place of one of the page's variables.
 _VARIABLES = {
     "#010101": "--ink",
@@ -124,7 +125,9 @@ def ratio_chart(one: Comparison, name: str) -> Chart | None:
     reach = 1.2 * max(1.5, *(max(row.speed.high, 1 / row.speed.low) for row in rows))
 
     def draw(figure: Figure) -> None:
-        axes = _row_axes(figure, len(rows), f"times the speed of {rows[0].base}, 95 % interval")
+        axes = _row_axes(
+            figure, len(rows), f"times the speed of {shortened(rows[0].base, 18)}, 95 % interval"
+        )
         axes.set_xscale("log")
         for place, row in enumerate(rows):
             colour = {"faster": FIRST, "slower": BAD, "inconclusive": MUTED}[row.verdict]
@@ -200,10 +203,21 @@ def _bare(axes: Axes) -> None:
 
 
 def _label(axes: Axes, place: int, left: str, right: str, colour: str = INK) -> None:
-    """Writes above a row, from the two edges of the axes."""
+    """Writes above a row, from the two edges of the axes; a long name loses its middle."""
     where = axes.get_yaxis_transform()
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    left = shortened(left, int(figure.get_figwidth() * 72 / _LETTER) - len(right) - 3)
     axes.text(0, place - 0.28, left, transform=where, va="bottom", color=colour)
     axes.text(1, place - 0.28, right, transform=where, va="bottom", ha="right", color=colour)
+
+
+def shortened(words: str, letters: int) -> str:
+    """Returns words of at most so many letters; what is left out is in the middle."""
+    if len(words) <= letters:
+        return words
+    end = max(letters // 2, 1)
+    return f"{words[: max(letters - end - 1, 1)]}…{words[-end:]}"
 
 
 def _chart(draw: Callable[[Figure], None], name: str, label: str, height: int) -> Chart:

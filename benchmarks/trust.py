@@ -29,7 +29,7 @@ Z = 1.96
 def run(results: Results, full: bool) -> None:
     """Judges the trials of every recording that is not finished."""
     recordings = load_all()
-    trials = TRIALS[results.budget] // max(1, len(recordings))
+    trials = -(-TRIALS[results.budget] // max(1, len(recordings)))
     for name, recording in recordings.items():
         if not results.finished(name):
             print(f"running {name}", file=sys.stderr, flush=True)

@@ -40,8 +40,8 @@ def edgeport_gate(tmp_path_factory: pytest.TempPathFactory) -> Gates:
 class Gates:
     """Gives a gate for a source; keeps what was measured for the session."""
 
-    folders: pytest.TempPathFactory
-    measured: dict[str, tuple[Measurement, ...]] = field(default_factory=dict)
+    folders: pytest.TempPathFactory = field(repr=False)
+    measured: dict[str, tuple[Measurement, ...]] = field(default_factory=dict, repr=False)
 
     def __call__(
         self,
@@ -56,12 +56,20 @@ class Gates:
         Raises InputError for what cannot be exported, and StageFailed.
         """
         __tracebackhide__ = True
-        _check(allow, _ALLOWED, "allow")
-        key = _key(str(source), options)
+        from edgeport.errors import EdgeportError
+
+        _check(allow, _ALLOWED, "outcome to allow")
+        try:
+            return Gate(str(source), self._measured(str(source), options), tuple(allow))
+        except EdgeportError as error:  # it says everything in one line; ours would only hide it
+            raise error.with_traceback(None) from None
+
+    def _measured(self, source: str, options: Mapping[str, Any]) -> tuple[Measurement, ...]:
+        key = _key(source, options)
         if key not in self.measured:
             directory = self.folders.mktemp("edgeport") / "export"
-            self.measured[key] = _measure(str(source), {**options, "output_dir": directory})
-        return Gate(str(source), self.measured[key], tuple(allow))
+            self.measured[key] = _measure(source, {**options, "output_dir": directory})
+        return self.measured[key]
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Gate:
     """What was measured of one source, and what is held against it."""
 
     source: str
-    measurements: tuple[Measurement, ...]
+    measurements: tuple[Measurement, ...] = field(repr=False)
     allow: tuple[str, ...] = ()
 
     def hold(
@@ -111,11 +119,12 @@ class Gate:
 
 
 def _check(given: Sequence[str], known: Sequence[str], name: str) -> None:
+    __tracebackhide__ = True
     from edgeport.errors import UnknownName
 
     for one in given:
         if one not in known:
-            raise UnknownName(f"{name} of edgeport_gate", str(one), known)
+            raise UnknownName(name, str(one), known)
 
 
 def _key(source: str, options: Mapping[str, Any]) -> str:

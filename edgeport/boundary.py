@@ -65,6 +65,15 @@ class Boundary(Serialisable):
             for spec in specs
         )
 
+    def inner_specs(self, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        """Returns the specs of what the model takes, from those of what the app gives."""
+        return tuple(
+            replace(spec, shape=(spec.shape[0], spec.shape[-1], *spec.shape[1:-1]))
+            if spec.name in self.channel_last
+            else spec
+            for spec in specs
+        )
+
     def to_inner(self, feed: Feed, specs: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]:
         """Returns what the model takes, from what the app gives; `specs` are the model's."""
         import numpy as np

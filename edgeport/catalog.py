@@ -131,6 +131,16 @@ def own_recipes() -> Mapping[str, tuple[Recipe, Path]]:
     return own
 
 
+def recipe_file(name: str) -> Path:
+    """Returns the recipe.py that declares a recipe."""
+    own = own_recipes()
+    if name in own:
+        return own[name][1]
+    import edgeport_recipes
+
+    return Path(next(iter(edgeport_recipes.__path__)), name, "recipe.py")
+
+
 @lru_cache(maxsize=64)
 def _load_recipe(file: Path, version: tuple[tuple[int, int], ...]) -> Recipe:
     del version  # part of the cache's key: an edited recipe is read again

@@ -63,6 +63,14 @@ def cosine(reference: ArrayLike, actual: ArrayLike) -> float:
 def top1(logits: ArrayLike, labels: ArrayLike) -> float:
     """Returns the fraction in [0, 1] of rows whose largest logit is the label's.
 
+    Raises ValueError as `in_top` does.
+    """
+    return float(in_top(1, logits, labels).mean())
+
+
+def in_top(count: int, logits: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
+    """Returns, per row, whether the label's logit is among the `count` largest.
+
     `logits` is [N, classes], `labels` is [N] of integers in [0, classes). Of equal logits the
     lowest class counts, as in numpy and torch; a row with NaN or infinity counts as wrong. Raises
     ValueError for other shapes, for no rows, and for labels that are no classes.
@@ -70,12 +78,16 @@ def top1(logits: ArrayLike, labels: ArrayLike) -> float:
     scores, classes = _doubles(logits), np.asarray(labels)
     if scores.ndim != 2 or scores.size == 0 or classes.shape != scores.shape[:1]:
         raise ValueError(
-            f"top1 takes logits [N, classes] and labels [N], not {scores.shape} and {classes.shape}"
+            f"top{count} takes logits [N, classes] and labels [N], not {scores.shape} and"
+            f" {classes.shape}"
         )
     if classes.dtype.kind not in "iu" or classes.min() < 0 or classes.max() >= scores.shape[1]:
         raise ValueError(f"labels must be integers from 0 to {scores.shape[1] - 1}")
-    right = (scores.argmax(axis=1) == classes) & np.isfinite(scores).all(axis=1)
-    return float(right.mean())
+    own = np.take_along_axis(scores, classes[:, None].astype(np.int64), axis=1)
+    earlier = np.arange(scores.shape[1]) < classes[:, None]
+    before = (scores > own) | ((scores == own) & earlier)
+    found = (before.sum(axis=1) < count) & np.isfinite(scores).all(axis=1)
+    return np.asarray(found, np.bool_)
 
 
 def _checked(reference: ArrayLike, actual: ArrayLike) -> tuple[Doubles, Doubles]:

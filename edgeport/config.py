@@ -22,10 +22,45 @@ from pathlib import Path
 from typing import Any
 
 from edgeport.errors import InputError, UnknownName
+from edgeport.types import PROVENANCES, Claim
 
 NAME = "edgeport.toml"
 _SECTIONS = ("recipes", "devices")
 _RUNTIMES = "runtimes"
+_CLAIM = "claim"
+
+
+@dataclass(frozen=True)
+class ClaimTable:
+    """One `[[claim]]`: what is claimed, of which source at which settings.
+
+    `baseline` is another source, whose time over this one's is "speedup"; `evaluate` a metric
+    function for the samples in `data`; `tolerance` by how much its value may fall.
+    """
+
+    claim: Claim
+    source: str
+    device: str
+    folder: Path
+    precision: str | None = None
+    target_runtime: str = ""
+    calib_data: Path | None = None
+    baseline: str = ""
+    data: Path | None = None
+    evaluate: str = ""
+    tolerance: float | None = None
+
+    @property
+    def subject(self) -> str:
+        """What is judged together: the source at its settings."""
+        runtime = f", {self.target_runtime}" if self.target_runtime else ""
+        return f"{self.source} {self.precision or 'float'} on {self.device}{runtime}"
+
+    def located(self, text: str) -> str:
+        """Returns a source or function whose file lies beside edgeport.toml with its whole path."""
+        name, colon, rest = text.partition(":")
+        there = self.folder / name
+        return f"{there}{colon}{rest}" if name and there.exists() else text
 
 
 @dataclass(frozen=True)
@@ -39,6 +74,7 @@ class Config:
     recipes: tuple[Path, ...] = ()
     devices: tuple[Path, ...] = ()
     interpreters: Mapping[str, Path] = field(default_factory=dict)
+    claims: tuple[ClaimTable, ...] = ()
 
 
 def load_config(start: Path | None = None) -> Config:
@@ -57,13 +93,74 @@ def load_config(start: Path | None = None) -> Config:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
-    _check_keys(table, (*_SECTIONS, _RUNTIMES), str(file))
+    _check_keys(table, (*_SECTIONS, _RUNTIMES, _CLAIM), str(file))
     named = {section: _paths(table.get(section, {}), file, section) for section in _SECTIONS}
     return Config(
         file,
         tuple(found for path in named["recipes"] for found in _files(path, "recipe.py", file)),
         tuple(found for path in named["devices"] for found in _files(path, "*.toml", file)),
         _interpreters(table.get(_RUNTIMES, {}), file),
+        _claims(table.get(_CLAIM, []), file),
+    )
+
+
+# [[claim]]
+
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "source": str,
+    "device": str,
+    "precision": str,
+    "target_runtime": str,
+    "calib_data": str,
+    "metric": str,
+    "op": str,
+    "limit": (int, float),
+    "provenance": list,
+    "why": str,
+    "baseline": str,
+    "data": str,
+    "evaluate": str,
+    "tolerance": (int, float),
+}
+_NEEDED = ("source", "device", "metric", "op", "limit", "provenance")
+
+
+def _claims(tables: Any, file: Path) -> tuple[ClaimTable, ...]:
+    if not isinstance(tables, list):
+        raise InputError(f"{file}: claims are tables of a list: [[claim]]")
+    return tuple(_claim(table, file, number) for number, table in enumerate(tables, 1))
+
+
+def _claim(table: Any, file: Path, number: int) -> ClaimTable:
+    where = f"{file} [[claim]] {number}"
+    _check_keys(table, _KINDS, where)
+    for key in _NEEDED:
+        if key not in table:
+            raise InputError(f"{where}: {key} is missing; it takes {', '.join(_NEEDED)}")
+    for key, value in table.items():
+        if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
+            raise InputError(f"{where}: {key} {value!r} is of the wrong type")
+    if table["op"] not in ("<=", ">="):
+        raise InputError(f"{where}: op {table['op']!r} is neither <= nor >=")
+    for one in table["provenance"]:
+        if one not in PROVENANCES:
+            raise UnknownName(f"provenance in {where}:", str(one), PROVENANCES)
+    if bool(table.get("data")) != bool(table.get("evaluate")):
+        raise InputError(f"{where}: data and evaluate belong together")
+    beside = {key: file.parent / table[key] for key in ("calib_data", "data") if key in table}
+    claim = Claim(
+        table["metric"],
+        table["op"],
+        float(table["limit"]),
+        tuple(table["provenance"]),
+        table.get("why", ""),
+    )
+    plain = ("source", "baseline", "evaluate", "device", "precision", "target_runtime", "tolerance")
+    return ClaimTable(
+        claim=claim,
+        folder=file.parent,
+        **{key: table[key] for key in plain if key in table},
+        **beside,
     )
 
 

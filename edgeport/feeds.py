@@ -145,13 +145,22 @@ def data_files(data: Path) -> list[Path]:
 
 def _read(plan: FeedPlan) -> Iterator[Feed]:
     assert plan.data is not None
-    layout = Boundary(plan.boundary.channel_last)  # images are in 0..1: the app normalises nothing
     for file in data_files(plan.data):
         if file.suffix.lower() in IMAGE_SUFFIXES:
-            image = {_image_input(plan.specs, file).name: _read_image(file, plan.specs)}
-            yield layout.to_outer(image, plan.specs)
+            yield image_feed(file, plan.specs, plan.boundary)
         else:
-            yield from _read_arrays(file, plan.boundary.outer_specs(plan.specs))
+            specs = plan.boundary.outer_specs(plan.specs)
+            yield from array_feeds(file, load_arrays(file, specs[0].name), specs)
+
+
+def image_feed(file: Path, specs: Sequence[TensorSpec], boundary: Boundary) -> Feed:
+    """Returns an image as the app gives it, in 0..1; `specs` are what the model takes.
+
+    Raises InputError where it cannot be read, or the model takes no image.
+    """
+    layout = Boundary(boundary.channel_last)  # images are in 0..1: the app normalises nothing
+    image = {_image_input(specs, file).name: _read_image(file, specs)}
+    return layout.to_outer(image, specs)
 
 
 def _image_input(specs: Sequence[TensorSpec], file: Path) -> TensorSpec:
@@ -180,9 +189,13 @@ def _read_image(file: Path, specs: Sequence[TensorSpec]) -> NDArray[Any]:
     return np.ascontiguousarray(array.transpose(2, 0, 1)[None]).astype(specs[0].dtype)
 
 
-def _read_arrays(file: Path, specs: Sequence[TensorSpec]) -> Iterator[Feed]:
-    """Yields one feed per leading index of the arrays, which hold any number of batches."""
-    named = _load_arrays(file, specs[0].name)
+def array_feeds(
+    file: Path, named: Mapping[str, Any], specs: Sequence[TensorSpec]
+) -> Iterator[Feed]:
+    """Yields one feed per leading index of the file's arrays, which hold any number of batches.
+
+    Raises InputError naming the array that is missing or no input of the model.
+    """
     arrays = {spec.name: _checked_array(file, spec, named) for spec in specs}
     counts = {name: len(a) // spec.shape[0] for (name, a), spec in zip(arrays.items(), specs)}
     if len(set(counts.values())) != 1:
@@ -194,7 +207,7 @@ def _read_arrays(file: Path, specs: Sequence[TensorSpec]) -> Iterator[Feed]:
         }
 
 
-def _load_arrays(file: Path, only: str) -> dict[str, Any]:
+def load_arrays(file: Path, only: str) -> dict[str, Any]:
     """Returns the arrays of an .npz by name, or that of an .npy under the name `only`."""
     try:
         with file.open("rb") as stream:  # numpy leaves it open where the zip is damaged

@@ -137,6 +137,32 @@ def elapsed_ms(call: Callable[[], Result]) -> tuple[Result, float]:
     return result, (time.perf_counter_ns() - start) / 1e6
 
 
+def now_seconds() -> float:
+    """Returns the clock by which a run keeps to its time; only differences mean something."""
+    return time.perf_counter()
+
+
+def rest(seconds: float) -> None:
+    """Waits, so that a chip cools down."""
+    time.sleep(seconds)
+
+
+def call_times_ms(call: Callable[[], object], count: int) -> list[float]:
+    """Returns how long each of `count` calls took; the garbage collector is off meanwhile."""
+    clock = time.perf_counter_ns
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        marks = [clock()]
+        for _ in range(count):
+            call()
+            marks.append(clock())
+    finally:
+        if collecting:
+            gc.enable()
+    return [(after - before) / 1e6 for before, after in itertools.pairwise(marks)]
+
+
 def summarise(name: str, samples_ms: Sequence[float], warnings: Sequence[str] = ()) -> Timing:
     """Returns the timing made of `samples_ms`, with warnings about few samples and wide spread.
 
@@ -204,6 +230,11 @@ def environment(threads: int) -> dict[str, str]:
         **{name: _installed_version(name) for name in ("numpy", "onnxruntime", "torch")},
         "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def machine_text(threads: int) -> str:
+    """Returns what a ratio of times on this machine depends on: processor, cores and threads."""
+    return f"{_cpu_model()}{_cpu_stepping()}, {os.cpu_count()} cores, {threads} threads"
 
 
 def to_measurement(
@@ -308,6 +339,18 @@ def _cpu_model() -> str:
     except FileNotFoundError:  # not Linux
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cpu_stepping() -> str:
+    """Returns family, model and stepping, since one name is given to several processors."""
+    wanted = ("cpu family", "model", "stepping")
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            found = dict(line.strip().replace("\t", "").split(":", 1) for line in lines if ":" in line)
+    except FileNotFoundError:  # not Linux
+        return ""
+    told = [found[name].strip() for name in wanted if name in found]
+    return f" ({'-'.join(told)})" if told else ""
 
 
 def _installed_version(package: str) -> str:

@@ -200,9 +200,12 @@ def _size(count: int) -> str:
 
 def _sqnr(artifact: Artifact) -> str:
     values = [one.value for one in artifact.parity if one.metric == "sqnr_db"]
-    if not values:
-        return "-"
-    return "exact" if values[0] == float("inf") else f"{values[0]:.1f}"
+    return sqnr_text(values[0]) if values else "-"
+
+
+def sqnr_text(sqnr_db: float) -> str:
+    """Returns dB as tables show them."""
+    return "exact" if sqnr_db == float("inf") else f"{sqnr_db:.1f}"
 
 
 def measurement_text(measured: Measurement) -> str:

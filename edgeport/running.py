@@ -129,7 +129,7 @@ def run_at(
     for name in chosen:
         progress(f"{name} on {place.text}")
         with scratch_directory() as workdir:
-            job = _job(directory, manifest, name, limits, workdir)
+            job = job_of(directory, manifest, name, limits, workdir)
             feeds = partial(
                 write_calibration, directory, manifest, calib_data, workdir / "calibration.npz"
             )
@@ -148,9 +148,10 @@ def _made_runtimes(manifest: Mapping[str, Any]) -> list[str]:
     return [name for name in manifest["options"]["target_runtimes"] if name in RUNTIMES]
 
 
-def _job(
+def job_of(
     directory: Path, manifest: Mapping[str, Any], name: str, limits: Limits, workdir: Path
 ) -> Job:
+    """Returns what a place is given to run one runtime's files of an export."""
     files = tuple(directory / file for file in RUNTIMES[name].files if file in manifest["files"])
     return Job(
         runtime=name,

@@ -227,8 +227,13 @@ def _stated_types(model: onnx.ModelProto) -> dict[str, TensorType]:
     """Returns the static types that the file states or that shape inference finds."""
     if _fits_in_a_message(model):
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    types = {t.name: TensorType(t.data_type, tuple(t.dims)) for t in model.graph.initializer}
-    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+    return static_types(model.graph)
+
+
+def static_types(graph: onnx.GraphProto) -> dict[str, TensorType]:
+    """Returns the types of the tensors whose element type and static shape the graph states."""
+    types = {t.name: TensorType(t.data_type, tuple(t.dims)) for t in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
         tensor = value.type.tensor_type
         if tensor.elem_type and tensor.HasField("shape"):
             sizes = tuple(size.dim_value for size in tensor.shape.dim)

@@ -15,6 +15,8 @@ Provenance = Literal["device", "emulated", "host", "modelled"]
 """Where a number comes from: a phone or board ran it; the vendor's NPU emulator ran it (numerics
 only); this machine ran it; it was computed from a device profile."""
 
+PROVENANCES: tuple[Provenance, ...] = ("device", "emulated", "host", "modelled")
+
 Precision = Literal["float", "w8a8", "w8a16", "w4a16", "auto", "w8-dynamic", "w8", "w4"]
 PRECISIONS: tuple[Precision, ...] = ("float", "w8a8", "w8a16", "w4a16")
 """Those of a whole model; "auto" chooses one per layer."""
@@ -71,7 +73,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Claim(Serialisable):
-    """A limit that a measured metric has to hold, and the provenance it accepts."""
+    """A limit that a measured metric has to hold, and the provenance it accepts.
+
+    "sqnr_db" is about every measurement of that metric, "sqnr_db:tflite" about one. `why` gives the
+    paper's own figure and where it stands.
+    """
 
     metric: str
     op: Literal["<=", ">="]
@@ -87,7 +93,8 @@ class Recipe:
     `variants` maps a name to "module:function"; the function is `build(seed, **options)` and gives
     an `nn.Module`. `inputs(**options)` gives the input specs. `calibration` names a function
     `(specs, count, seed) -> list of feeds`. `comparisons` are settings of the options at which
-    a variant is timed against `baseline`, each with the words that the table shows.
+    a variant is timed against `baseline`, each with the words that the table shows. `check` are the
+    options of the export (`edgeport.plan.Options`) by which the claims are judged.
     """
 
     name: str
@@ -101,6 +108,7 @@ class Recipe:
     baseline: str | None = None
     comparisons: tuple[tuple[str, Mapping[str, int | float | str]], ...] = ()
     claims: tuple[Claim, ...] = ()
+    check: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     tolerance_db: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -161,7 +169,11 @@ class NodeReport(Serialisable):
 
 @dataclass(frozen=True)
 class Measurement(Serialisable):
-    """One number with its provenance, its samples, and what it was measured on."""
+    """One number with its provenance, its samples, and what it was measured on.
+
+    `metric` may say of what: "sqnr_db:tflite". `noise_floor` is the share by which two runs of one
+    thing differed where this was measured: a smaller difference is none.
+    """
 
     metric: str
     value: float
@@ -172,6 +184,7 @@ class Measurement(Serialisable):
     artifact_sha256: str = ""
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     warnings: tuple[str, ...] = ()
+    noise_floor: float | None = None
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Measurement:

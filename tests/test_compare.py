@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from edgeport import compare
 from edgeport.compare import max_abs, sqnr_db, top1
 
 VALUES = st.floats(-1e3, 1e3, width=32)
@@ -151,3 +152,15 @@ def test_ten_times_the_error_costs_twenty_db(pair) -> None:
     assume(reference.any() and np.abs(error).max() > 1e-3)
     small, large = (sqnr_db(reference, reference + k * error) for k in (1, 10))
     assert small - large == pytest.approx(20.0, abs=1e-3)
+
+
+@given(st.integers(1, 6), st.integers(0, 10_000))
+def test_in_top_counts_the_labels_place_of_equal_logits_the_lowest_class_first(
+    count: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(0, 4, (7, 6)).astype(np.float32)
+    labels = rng.integers(0, 6, 7)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    expected = [label in row for label, row in zip(labels, order)]
+    assert compare.in_top(count, logits, labels).tolist() == expected

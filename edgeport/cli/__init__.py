@@ -14,9 +14,11 @@ from typing import NoReturn
 import click
 
 import edgeport
+from edgeport.cli.bench import bench
 from edgeport.cli.bisect import bisect
 from edgeport.cli.compare import compare
 from edgeport.cli.doctor import doctor
+from edgeport.cli.evaluate import evaluate
 from edgeport.cli.export import export
 from edgeport.cli.listing import list_things
 from edgeport.cli.passes import passes
@@ -40,7 +42,9 @@ cli.add_command(reproduce)
 cli.add_command(compare)
 cli.add_command(bisect)
 cli.add_command(run)
+cli.add_command(bench)
 cli.add_command(sensitivity)
+cli.add_command(evaluate)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

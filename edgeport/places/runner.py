@@ -64,6 +64,8 @@ class OnnxSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
+        if not request.get("spin", True):
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if request["runtime"] in NPU:
             self._session = _npu_session(ort, options, request)
         else:

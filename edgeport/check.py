@@ -1,0 +1,256 @@
+"""The gate on speed and accuracy: measures what claims and the baseline are about, and judges.
+
+A subject is a recipe at the settings it states (`Recipe.check`), or a source of `[[claim]]` in
+edgeport.toml. What did not change is in the cache, times included: `fresh` measures them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeport import pipeline
+from edgeport.baseline import read_baseline, updated, write_baseline
+from edgeport.bench import Settings, bench, speedup
+from edgeport.blocks import HostBlocks
+from edgeport.cache import Cache, default_root
+from edgeport.catalog import all_recipes, recipe_file
+from edgeport.config import ClaimTable, load_config
+from edgeport.errors import InputError, UnknownName
+from edgeport.evidence import evidence
+from edgeport.fingerprint import environment_digest, file_sha256
+from edgeport.gate import Rule, judge_changes, judge_claims
+from edgeport.measure import machine_text
+from edgeport.private import scratch_directory
+from edgeport.stages import host_threads
+from edgeport.subjects import find_arm
+from edgeport.types import Claim, Measurement, Recipe, Verdict
+
+Progress = Callable[[str], None]
+SECONDS = 60.0  # for one comparison of speeds
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sources whose times are compared: `metric` is the speedup of ours over theirs."""
+
+    metric: str
+    ours: tuple[str, Mapping[str, Any]]
+    theirs: tuple[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A user's metric on a user's data."""
+
+    data: Path
+    metric: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged together: an export's source and options, and the claims about it."""
+
+    name: str
+    source: str
+    options: Mapping[str, Any]
+    claims: tuple[Claim, ...]
+    pairs: tuple[Pair, ...] = ()
+    accuracy: tuple[Accuracy, ...] = ()
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The verdicts, what was measured for each subject, and where each is declared."""
+
+    verdicts: tuple[Verdict, ...]
+    measured: tuple[tuple[str, Measurement], ...]
+    files: Mapping[str, Path]
+    new: int  # numbers that the baseline does not have
+    diff: str = ""
+
+
+def check(
+    names: Sequence[str] = (),
+    *,
+    baseline: Path,
+    update: bool = False,
+    why: str = "",
+    fresh: bool = False,
+    seconds: float = SECONDS,
+    progress: Progress = lambda step: None,
+) -> Checked:
+    """Returns the verdicts on the recipes named, or on all and on the claims of edgeport.toml.
+
+    With `update` the baseline is written anew for them, for the reason `why`, and only claims are
+    judged. Raises InputError for an unknown name and a missing reason, StageFailed where an export
+    fails.
+    """
+    if update and not why.strip():
+        raise InputError('--update-baseline takes a reason: --why "onnxruntime 1.33 is faster"')
+    subjects = find_subjects(names)
+    known = read_baseline(baseline)
+    verdicts: list[Verdict] = []
+    measured: list[tuple[str, Measurement]] = []
+    machine = machine_text(host_threads())
+    for subject in subjects:
+        found = measure_subject(subject, fresh=fresh, seconds=seconds, progress=progress)
+        measured += [(subject.name, one) for one in found]
+        verdicts += judge_claims(subject.name, subject.claims, found)
+        if not update:
+            verdicts += judge_changes(subject.name, known, found, machine, subject.rules)
+    diff = write_baseline(baseline, updated(known, measured, machine, why)) if update else ""
+    there = {(one.subject, one.metric, one.provenance) for one in known}
+    new = sum((name, one.metric, one.provenance) not in there for name, one in measured)
+    files = {one.name: one.file for one in subjects if one.file is not None}
+    return Checked(tuple(verdicts), tuple(measured), files, 0 if update else new, diff)
+
+
+def check_source(
+    source: str, claims: Sequence[Claim], *, progress: Progress = lambda step: None, **options: Any
+) -> tuple[Verdict, ...]:
+    """Returns the verdicts on claims about one source, exported with `options`."""
+    subject = Subject(source, source, options, tuple(claims))
+    found = measure_subject(subject, progress=progress)
+    return tuple(judge_claims(source, claims, found))
+
+
+def find_subjects(names: Sequence[str]) -> list[Subject]:
+    """Returns the recipes of these names, or all of them and edgeport.toml's claims."""
+    recipes = all_recipes()
+    for name in names:
+        if name not in recipes:
+            raise UnknownName("recipe", name, recipes)
+    chosen = [recipes[name] for name in names] if names else list(recipes.values())
+    found = [_of_recipe(recipe) for recipe in chosen if recipe.check]
+    return found if names else found + _of_config()
+
+
+def measure_subject(
+    subject: Subject,
+    *,
+    fresh: bool = False,
+    seconds: float = SECONDS,
+    progress: Progress = lambda step: None,
+) -> list[Measurement]:
+    """Returns everything that this machine can measure of a subject."""
+
+    def told(step: str) -> None:
+        progress(f"{subject.name}: {step}")
+
+    with scratch_directory() as folder:
+        made = pipeline.export(
+            subject.source, output_dir=folder / "export", progress=told, **subject.options
+        )
+        found = evidence(made.directory, made.manifest)
+        for asked in subject.accuracy:
+            found += _accuracy(made.directory, asked, told)
+    return found + [_speed(pair, fresh, seconds, told) for pair in subject.pairs]
+
+
+def _accuracy(directory: Path, asked: Accuracy, progress: Progress) -> list[Measurement]:
+    from edgeport.evaluate import evaluate
+
+    return list(evaluate(directory, asked.data, asked.metric, progress=progress).measurements)
+
+
+def _speed(pair: Pair, fresh: bool, seconds: float, progress: Progress) -> Measurement:
+    """Returns how much faster ours is than theirs on this machine, both timed in one run."""
+    settings = Settings(threads=host_threads(), seconds=seconds)
+    with scratch_directory() as workdir, Cache(default_root()) as cache:
+        arms = [
+            find_arm(text, workdir / who, "onnx", False, progress, options)
+            for who, (text, options) in (("theirs", pair.theirs), ("ours", pair.ours))
+        ]
+        key = {
+            "files": [arm.sha256 for arm in arms],
+            "inputs": [file_sha256(arm.inputs) for arm in arms],
+            "machine": machine_text(settings.threads),
+            "packages": environment_digest(),
+            "seconds": seconds,
+            "metric": pair.metric,
+        }
+        known = None if fresh else cache.recall("speed", key)
+        if known is not None:
+            return Measurement.from_dict(known)
+        theirs, ours = arms
+        found = bench([theirs, ours], HostBlocks(settings, workdir), settings, progress)
+        measured = speedup(found, ours.name, pair.metric)
+        cache.remember("speed", key, measured.to_dict())
+        return measured
+
+
+# Subjects
+
+
+def _of_recipe(recipe: Recipe) -> Subject:
+    options = dict(recipe.check)
+    where = f"{options.get('precision', 'float')} on {options['device']}"
+    pairs = []
+    if recipe.baseline is not None:
+        for label, changed in recipe.comparisons:
+            sides = [
+                (recipe.name, {"variant": variant, "options": dict(changed)})
+                for variant in (recipe.default_variant, recipe.baseline)
+            ]
+            pairs.append(Pair(f"speedup:{label}", sides[0], sides[1]))
+    return Subject(
+        f"{recipe.name} {where}",
+        recipe.name,
+        options,
+        recipe.claims,
+        tuple(pairs),
+        file=recipe_file(recipe.name),
+    )
+
+
+def _of_config() -> list[Subject]:
+    """Returns a subject for each source and setting that edgeport.toml has claims about."""
+    config = load_config()
+    grouped: dict[str, list[ClaimTable]] = {}
+    for table in config.claims:
+        grouped.setdefault(table.subject, []).append(table)
+    return [_of_tables(name, tables, config.file) for name, tables in grouped.items()]
+
+
+def _of_tables(name: str, tables: Sequence[ClaimTable], file: Path | None) -> Subject:
+    first = tables[0]
+    options: dict[str, Any] = {"device": first.device, "precision": first.precision}
+    if first.target_runtime:
+        options["target_runtimes"] = [first.target_runtime]
+    if first.calib_data is not None:
+        options["calib_data"] = first.calib_data
+    source = first.located(first.source)
+    timed = {key: value for key, value in options.items() if key != "target_runtimes"}
+    pairs = {
+        table.baseline: Pair(
+            f"speedup:{table.baseline}", (source, timed), (table.located(table.baseline), timed)
+        )
+        for table in tables
+        if table.baseline
+    }
+    judged = [table for table in tables if table.data and table.evaluate]
+    accuracy = {
+        (table.data, table.evaluate): Accuracy(table.data, table.located(table.evaluate))
+        for table in judged
+        if table.data is not None
+    }
+    rules = {
+        table.metric.partition(":")[0]: Rule("more", table.tolerance)
+        for table in tables
+        if table.tolerance is not None
+    }
+    return Subject(
+        name,
+        source,
+        options,
+        tuple(table.claim for table in tables),
+        tuple(pairs.values()),
+        tuple(accuracy.values()),
+        rules,
+        file,
+    )

@@ -1,0 +1,57 @@
+"""What an export proves, as measurements with the metric and what it is of: "sqnr_db:tflite"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeport.liveness import peak_activation_bytes
+from edgeport.plan import OPTIMIZED
+from edgeport.types import Artifact, Measurement
+
+
+def evidence(directory: Path, manifest: Mapping[str, Any]) -> list[Measurement]:
+    """Returns parity, size, ops on the CPU and activation bytes of an export, per runtime.
+
+    Figures of what the compilers wrote are of the provenance "host": no device was asked.
+    """
+    artifacts = [Artifact.from_dict({**one, "seconds": 0.0}) for one in manifest["artifacts"]]
+    found = [one for artifact in artifacts for one in _of_artifact(artifact)]
+    for runtime, units in manifest["placement"].items():
+        if set(units) - {"cpu"}:
+            value = float(units.get("cpu", 0))
+            found.append(Measurement(f"cpu_ops:{runtime}", value, "ops", "host"))
+    graph = next((name for name in ("quantized.onnx", OPTIMIZED) if name in manifest["files"]), "")
+    if graph:
+        peak = float(peak_activation_bytes(directory / graph))
+        found.append(Measurement("peak_activation_bytes:onnx", peak, "B", "host"))
+    for placed in manifest["run"]["places"]:
+        runtime = placed["artifact"]["runtime"]
+        there = Artifact.from_dict(placed["artifact"])
+        measured = [Measurement.from_dict(one) for one in placed["measurements"]]
+        found += [
+            replace(one, metric=f"{one.metric}:{runtime}") for one in (*there.parity, *measured)
+        ]
+    return found
+
+
+def _of_artifact(artifact: Artifact) -> list[Measurement]:
+    if artifact.stage not in ("lower", "run"):
+        return []
+    own = [
+        replace(one, metric=f"{one.metric}:{artifact.runtime}")
+        for one in artifact.parity
+        if one.metric == "sqnr_db"
+    ]
+    if artifact.stage == "lower" or artifact.runtime == "onnx":
+        size = Measurement(
+            f"size_bytes:{artifact.runtime}",
+            float(artifact.bytes),
+            "B",
+            "host",
+            artifact_sha256=artifact.sha256,
+        )
+        own.append(size)
+    return own

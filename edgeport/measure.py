@@ -346,7 +346,9 @@ def _cpu_stepping() -> str:
     wanted = ("cpu family", "model", "stepping")
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            found = dict(line.strip().replace("\t", "").split(":", 1) for line in lines if ":" in line)
+            found = dict(
+                line.strip().replace("\t", "").split(":", 1) for line in lines if ":" in line
+            )
     except FileNotFoundError:  # not Linux
         return ""
     told = [found[name].strip() for name in wanted if name in found]

@@ -138,6 +138,23 @@ def test_workers_share_the_suite(suite: Path, site: Path) -> None:
     assert "2 passed" in done.stdout
 
 
+@pytest.mark.slow
+def test_a_speed_is_held_against_a_baseline(tmp_path: Path, site: Path) -> None:
+    """A net beside itself is neither faster nor slower, and never half as fast."""
+    for name in ("net.onnx", "before.onnx"):
+        save(conv_net(), tmp_path / name)
+    (tmp_path / "test_speed.py").write_text(
+        "def test_speed(edgeport_gate):\n"
+        "    options = {'device': 's24', 'target_runtimes': ['onnx']}\n"
+        "    gate = edgeport_gate('net.onnx', baseline='before.onnx', seconds=5, **options)\n"
+        "    gate.hold('speedup:before.onnx', '>=', 0.5, provenance='host')\n"
+        "    gate.hold('speedup', '>=', 2, provenance='host')\n"
+    )
+    done = run_pytest(tmp_path, site, "-q")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "net.onnx: speedup >= 2 (host): fail: speedup:before.onnx " in done.stdout
+
+
 def test_sessions_that_do_not_use_it_import_nothing(tmp_path: Path, site: Path) -> None:
     (tmp_path / "test_other.py").write_text(
         "import json, sys\n\n\ndef test_other():\n"

@@ -374,6 +374,17 @@ def test_the_table_and_the_reasons_show_names_as_they_are(
     assert any("nothing was judged:" in one for one in reason_lines([]))
 
 
+def test_a_narrow_terminal_cuts_no_name(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    Console(width=60, highlight=False).print(table([FAILED]))
+    out = capsys.readouterr().out
+    assert "…" not in out
+    columns = [line.split() for line in out.splitlines()[1:]]
+    for text in ("models/net.onnx", "size_bytes:onnx", "1,234,567"):
+        assert any(text.startswith(part) for words in columns for part in words)
+
+
 def test_json_is_one_document_with_inf_as_text() -> None:
     exact = replace(HELD, measurement=replace(HELD.measurement, value=float("inf")))
     document = json.loads(to_json([exact, MISSING], strict=True))

@@ -25,30 +25,33 @@ STEPS: list[dict[str, Any]] = WORKFLOW["jobs"]["check"]["steps"]
 SHELL_STEPS = [step for step in STEPS if "run" in step]
 
 
-def has_check() -> bool:
-    words = command("check", "--help")
-    return subprocess.run(words, env=command_environment(), capture_output=True).returncode == 0
+@pytest.fixture(scope="module")
+def needs_check() -> None:
+    help_of = subprocess.run(
+        command("check", "--help"), env=command_environment(), capture_output=True
+    )
+    if help_of.returncode != 0:
+        pytest.skip("needs check: this edgeport has no command `edgeport check`")
 
 
 @pytest.fixture(scope="module")
-def needs_check() -> None:
-    if not has_check():
-        pytest.skip("needs check: this edgeport has no command `edgeport check`")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of the runners: the cache that one leaves is there for the next."""
+    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A user's repository with the example in it, and a home of its own."""
+    """A user's repository with the example in it."""
     root = tmp_path / "repository"
     (root / "models").mkdir(parents=True)
-    (tmp_path / "home").mkdir()
     save(conv_net(), root / "models" / "net.onnx")
     shutil.copy(EXAMPLE / "test_gate.py", root)
     return root
 
 
 @pytest.fixture
-def runner(repository: Path, tmp_path: Path) -> dict[str, str]:
+def runner(repository: Path, home: Path, tmp_path: Path) -> dict[str, str]:
     """What the steps find in their environment: python, edgeport, pytest with the plugin."""
     bin_folder, site = tmp_path / "bin", tmp_path / "site"
     for folder in (bin_folder, site):
@@ -58,7 +61,7 @@ def runner(repository: Path, tmp_path: Path) -> dict[str, str]:
         (bin_folder / name).chmod(0o755)
     _installed(site)
     environment = command_environment(
-        HOME=str(tmp_path / "home"),
+        HOME=str(home),
         PATH=os.pathsep.join([str(bin_folder), os.environ["PATH"]]),
         GITHUB_ACTIONS="true",
         GITHUB_WORKSPACE=str(repository),
@@ -141,21 +144,11 @@ def test_the_reports_that_are_uploaded_are_those_that_are_written() -> None:
 
 
 @needs_compiler
-def test_the_example_suite_holds_on_a_small_model(repository: Path, runner: dict[str, str]) -> None:
-    for words in ("pip install", "-m pytest"):
-        done = run_step(step_named(words), repository, runner)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout
-    report = ElementTree.parse(repository / "edgeport-out" / "pytest.xml")
-    assert len(list(report.iter("testcase"))) == 2
-    kept = next(step["with"]["path"] for step in STEPS if "cache@" in step.get("uses", ""))
-    home = repository.parent / "home"
-    assert any(Path(kept.replace("~", str(home))).iterdir())
-
-
-@needs_compiler
 @pytest.mark.usefixtures("needs_check")
-def test_the_shell_steps_run_in_their_order(repository: Path, runner: dict[str, str]) -> None:
+@pytest.mark.xdist_group("ci example")
+def test_the_shell_steps_run_in_their_order(
+    repository: Path, home: Path, runner: dict[str, str]
+) -> None:
     shutil.copy(EXAMPLE / "edgeport.toml", repository)
     for step in SHELL_STEPS:
         done = run_step(step, repository, runner)
@@ -166,11 +159,15 @@ def test_the_shell_steps_run_in_their_order(repository: Path, runner: dict[str, 
     junit = ElementTree.parse(out / "junit.xml").getroot()
     assert (junit.get("tests"), junit.get("failures"), junit.get("skipped")) == ("3", "0", "0")
     assert json.loads((out / "edgeport.sarif").read_text())["runs"][0]["results"] == []
+    assert len(list(ElementTree.parse(out / "pytest.xml").iter("testcase"))) == 2
+    kept = next(step["with"]["path"] for step in STEPS if "cache@" in step.get("uses", ""))
+    assert any(Path(kept.replace("~", str(home))).iterdir())
     assert (out / "edgeport.md").read_text() in Path(runner["GITHUB_STEP_SUMMARY"]).read_text()
 
 
 @needs_compiler
 @pytest.mark.usefixtures("needs_check")
+@pytest.mark.xdist_group("ci example")
 def test_a_claim_that_fails_ends_the_step_and_is_named(
     repository: Path, runner: dict[str, str]
 ) -> None:

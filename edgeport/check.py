@@ -7,7 +7,7 @@ edgeport.toml. What did not change is in the cache, times included: `fresh` meas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,17 @@ from edgeport.config import ClaimTable, load_config
 from edgeport.errors import InputError, UnknownName
 from edgeport.evidence import evidence
 from edgeport.fingerprint import environment_digest, file_sha256
-from edgeport.gate import Rule, judge_changes, judge_claims
+from edgeport.gate import RULES, Rule, judge_changes, judge_claims
 from edgeport.measure import machine_text
 from edgeport.private import scratch_directory
+from edgeport.runtimes.worker import Limits
 from edgeport.stages import host_threads
 from edgeport.subjects import find_arm
 from edgeport.types import Claim, Measurement, Recipe, Verdict
 
 Progress = Callable[[str], None]
 SECONDS = 60.0  # for one comparison of speeds
+LIMITS = Limits(seconds=900.0, memory_bytes=16 << 30)  # of one stage of an evaluation
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ def check(
         measured += [(subject.name, one) for one in found]
         verdicts += judge_claims(subject.name, subject.claims, found)
         if not update:
-            verdicts += judge_changes(subject.name, known, found, machine, subject.rules)
+            verdicts += judge_changes(
+                subject.name, known, found, machine, {**RULES, **subject.rules}
+            )
     diff = write_baseline(baseline, updated(known, measured, machine, why)) if update else ""
     there = {(one.subject, one.metric, one.provenance) for one in known}
     new = sum((name, one.metric, one.provenance) not in there for name, one in measured)
@@ -155,7 +159,10 @@ def measure_subject(
 def _accuracy(directory: Path, asked: Accuracy, progress: Progress) -> list[Measurement]:
     from edgeport.evaluate import evaluate
 
-    return list(evaluate(directory, asked.data, asked.metric, progress=progress).measurements)
+    found = evaluate(
+        directory, data=asked.data, metric=asked.metric, limits=LIMITS, progress=progress
+    )
+    return list(found.measurements)
 
 
 def _speed(pair: Pair, fresh: bool, seconds: float, progress: Progress) -> Measurement:
@@ -163,7 +170,7 @@ def _speed(pair: Pair, fresh: bool, seconds: float, progress: Progress) -> Measu
     settings = Settings(threads=host_threads(), seconds=seconds)
     with scratch_directory() as workdir, Cache(default_root()) as cache:
         arms = [
-            find_arm(text, workdir / who, "onnx", False, progress, options)
+            replace(find_arm(text, workdir / who, "onnx", False, progress, options), name=who)
             for who, (text, options) in (("theirs", pair.theirs), ("ours", pair.ours))
         ]
         key = {
@@ -240,7 +247,7 @@ def _of_tables(name: str, tables: Sequence[ClaimTable], file: Path | None) -> Su
         if table.data is not None
     }
     rules = {
-        table.metric.partition(":")[0]: Rule("more", table.tolerance)
+        table.claim.metric.partition(":")[0]: Rule("more", table.tolerance)
         for table in tables
         if table.tolerance is not None
     }

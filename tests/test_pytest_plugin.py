@@ -70,6 +70,9 @@ def test_no_such_file(edgeport_gate):
 """
 
 
+OURS = ("-p", "edgeport.pytest_plugin")  # without others, which only take their time
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an installed distribution that has our entry point."""
@@ -109,7 +112,7 @@ def suite(tmp_path: Path) -> Path:
 
 
 def test_a_suite_holds_claims_on_its_model(suite: Path, site: Path) -> None:
-    done = run_pytest(suite, site, "-v")
+    done = run_pytest(suite, site, "-v", *OURS, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     out = done.stdout
     assert done.returncode == 1, out + done.stderr
     assert "5 failed, 3 passed, 1 warning" in out
@@ -131,9 +134,8 @@ def test_a_suite_holds_claims_on_its_model(suite: Path, site: Path) -> None:
 
 def test_workers_share_the_suite(suite: Path, site: Path) -> None:
     pytest.importorskip("xdist", reason="needs xdist: pip install pytest-xdist")
-    plugins = ("-p", "xdist", "-p", "edgeport.pytest_plugin")  # others only take their time
-    chosen = ("-n", "2", "-k", "right or allowed")
-    done = run_pytest(suite, site, *plugins, *chosen, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    chosen = ("-p", "xdist", "-n", "2", "-k", "right or allowed")
+    done = run_pytest(suite, site, *OURS, *chosen, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
 

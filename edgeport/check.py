@@ -18,10 +18,10 @@ from edgeport.blocks import HostBlocks
 from edgeport.cache import Cache, default_root
 from edgeport.catalog import all_recipes, recipe_file
 from edgeport.config import ClaimTable, load_config
-from edgeport.errors import InputError, UnknownName
-from edgeport.evidence import evidence
+from edgeport.errors import InputError, StageFailed, UnknownName
+from edgeport.evidence import evidence, evidence_of_failure
 from edgeport.fingerprint import environment_digest, file_sha256
-from edgeport.gate import RULES, Rule, judge_changes, judge_claims
+from edgeport.gate import RULES, Known, Rule, judge_changes, judge_claims
 from edgeport.measure import machine_text
 from edgeport.private import scratch_directory
 from edgeport.runtimes.worker import Limits
@@ -63,6 +63,14 @@ class Subject:
     accuracy: tuple[Accuracy, ...] = ()
     rules: Mapping[str, Rule] = field(default_factory=dict)
     file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of a subject; `problem` says why its export failed, if it did."""
+
+    measured: tuple[Measurement, ...]
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,15 +122,6 @@ def check(
     return Checked(tuple(verdicts), tuple(measured), files, 0 if update else new, diff)
 
 
-def check_source(
-    source: str, claims: Sequence[Claim], *, progress: Progress = lambda step: None, **options: Any
-) -> tuple[Verdict, ...]:
-    """Returns the verdicts on claims about one source, exported with `options`."""
-    subject = Subject(source, source, options, tuple(claims))
-    found = measure_subject(subject, progress=progress)
-    return tuple(judge_claims(source, claims, found))
-
-
 def find_subjects(names: Sequence[str]) -> list[Subject]:
     """Returns the recipes of these names, or all of them and edgeport.toml's claims."""
     recipes = all_recipes()
@@ -134,26 +133,49 @@ def find_subjects(names: Sequence[str]) -> list[Subject]:
     return found if names else found + _of_config()
 
 
+def judge_subject(
+    subject: Subject, found: Found, known: Sequence[Known] = (), machine: str = ""
+) -> list[Verdict]:
+    """Returns the verdicts on a subject's claims, and on its numbers in the baseline."""
+    verdicts = [
+        *judge_claims(subject.name, subject.claims, found.measured),
+        *judge_changes(subject.name, known, found.measured, machine, {**RULES, **subject.rules}),
+    ]
+    return [_failed(one, found.problem) for one in verdicts] if found.problem else verdicts
+
+
+def _failed(verdict: Verdict, problem: str) -> Verdict:
+    """Returns a failure where there is no number because the export failed."""
+    if verdict.outcome != "missing" or verdict.reason.startswith("measured as"):
+        return verdict
+    return replace(verdict, outcome="fail", reason=problem)
+
+
 def measure_subject(
     subject: Subject,
     *,
     fresh: bool = False,
     seconds: float = SECONDS,
     progress: Progress = lambda step: None,
-) -> list[Measurement]:
+) -> Found:
     """Returns everything that this machine can measure of a subject."""
 
     def told(step: str) -> None:
         progress(f"{subject.name}: {step}")
 
     with scratch_directory() as folder:
-        made = pipeline.export(
-            subject.source, output_dir=folder / "export", progress=told, **subject.options
-        )
+        target = folder / "export"
+        try:
+            made = pipeline.export(
+                subject.source, output_dir=target, progress=told, **subject.options
+            )
+        except StageFailed as error:
+            return Found(tuple(evidence_of_failure(target)), f"the export failed: {error}")
         found = evidence(made.directory, made.manifest)
         for asked in subject.accuracy:
             found += _accuracy(made.directory, asked, told)
-    return found + [_speed(pair, fresh, seconds, told) for pair in subject.pairs]
+    found += [_speed(pair, fresh, seconds, told) for pair in subject.pairs]
+    return Found(tuple(found))
 
 
 def _accuracy(directory: Path, asked: Accuracy, progress: Progress) -> list[Measurement]:

@@ -167,10 +167,14 @@ def _measure(
 ) -> tuple[Measurement, ...]:
     """Returns what `edgeport check` would measure of the source with these options."""
     from edgeport.check import Pair, Subject, measure_subject
+    from edgeport.errors import StageFailed
 
     pairs: tuple[Pair, ...] = ()
     if baseline:  # timed as ONNX graphs, whatever else is exported
         timed = {name: value for name, value in options.items() if name != "target_runtimes"}
         pairs = (Pair(f"speedup:{baseline}", (source, timed), (baseline, timed)),)
     subject = Subject(source, source, options, (), pairs)
-    return tuple(measure_subject(subject, seconds=seconds))
+    found = measure_subject(subject, seconds=seconds)
+    if found.problem:
+        raise StageFailed("check", found.problem)
+    return found.measured

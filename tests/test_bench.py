@@ -1,8 +1,9 @@
-"""`edgeport bench`: real files in real processes, and the engine on blocks that are written down."""
+"""`edgeport bench`: real files in real processes, and the engine on blocks made up here."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import random
 from collections import Counter
@@ -31,7 +32,7 @@ def chain(folder: Path, name: str, products: int) -> Path:
     weight = np.random.default_rng(0).standard_normal((SIZE, SIZE)).astype(np.float32) / SIZE**0.5
     tensor = onnx.numpy_helper.from_array(weight, "w")
     names = ["x", *(f"h{i}" for i in range(products - 1)), "y"]
-    nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in zip(names, names[1:])]
+    nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in itertools.pairwise(names)]
     value = [
         helper.make_tensor_value_info(one, TensorProto.FLOAT, (SIZE, SIZE)) for one in ("x", "y")
     ]

@@ -1,4 +1,4 @@
-"""`edgeport check`: on padre at a small size with faults put into it, and on a user's own claims."""
+"""`edgeport check`: on a small padre with faults put into it, and on a user's own claims."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.gate_faults import AS_IT_IS, NOTICED, check_padre
 from support import conv_net, save
 
+from benchmarks.gate_faults import AS_IT_IS, NOTICED, check_padre
 from edgeport.check import check, find_subjects
 from edgeport.cli import main
 from edgeport.errors import InputError, UnknownName
@@ -61,7 +61,9 @@ def test_a_fault_fails_the_gate_and_is_named(baseline: Path, tmp_path: Path, fau
 
 def project(folder: Path, *claims: str) -> None:
     save(conv_net(), folder / "net.onnx")
-    tables = "".join(f'[[claim]]\nsource = "net.onnx"\ndevice = "pixel-6"\n{one}\n' for one in claims)
+    tables = "".join(
+        f'[[claim]]\nsource = "net.onnx"\ndevice = "pixel-6"\n{one}\n' for one in claims
+    )
     (folder / "edgeport.toml").write_text(tables)
 
 
@@ -94,7 +96,9 @@ def test_a_claim_of_edgeport_toml_is_judged(
 def test_a_speedup_over_another_model_is_measured_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim = 'metric = "speedup"\nop = ">="\nlimit = 0.2\nprovenance = ["host"]\nbaseline = "old.onnx"'
+    claim = (
+        'metric = "speedup"\nop = ">="\nlimit = 0.2\nprovenance = ["host"]\nbaseline = "old.onnx"'
+    )
     project(tmp_path, claim + '\ntarget_runtime = "onnx"')
     save(conv_net(), tmp_path / "old.onnx")
     only_ours(monkeypatch, tmp_path)

@@ -14,9 +14,7 @@ from edgeport.types import Claim, Measurement
 
 MACHINE = "a processor, 2 cores, 2 threads"
 SQNR = Measurement("sqnr_db:tflite", 30.0, "dB", "host")
-SPEED = Measurement(
-    "speedup:block", 2.0, "ratio", "host", interval=(1.96, 2.04), noise_floor=0.02
-)
+SPEED = Measurement("speedup:block", 2.0, "ratio", "host", interval=(1.96, 2.04), noise_floor=0.02)
 
 
 def claim(metric: str, op: str, limit: float, *provenance: str) -> Claim:

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from benchmarks.record import load_all
 from benchmarks.trust import Trial, draw, wilson
-
 from edgeport.symptoms import symptoms
 from edgeport.traces import Ratio, Trace, block_ratio, compare_traces, judge, noise_floor
 

@@ -222,6 +222,15 @@ def test_the_app_gives_channels_last_and_nothing_normalised(folder: Path, tmp_pa
     assert tried[0]["mean_logit:capture"] == pytest.approx(np.mean(logits), rel=1e-5)
 
 
+def test_data_that_calibrated_the_model_is_told(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", image=gaussian([8, 3, 16, 16], 9))
+    out = made(tmp_path, classifier(), calib_data=tmp_path / "images.npz")
+    asked = {"metric": f"{folder}/metrics.py:mean_logit", "stages": ["quantize"]}
+    told = evaluate(out, data=tmp_path / "images.npz", limits=LIMITS, **asked).notes
+    assert told[0].startswith("1 of 1 files are of the data that the export was calibrated on")
+    assert evaluate(out, data=folder / "data.npz", limits=LIMITS, **asked).notes == ()
+
+
 @needs_compiler
 def test_integers_at_the_edges_and_chunks_in_child_processes(folder: Path, tmp_path: Path) -> None:
     """Six samples are two chunks; each stage's outputs are real numbers in the samples' order."""

@@ -28,11 +28,18 @@ class Session:
 
     `threads` of 0 leaves the number to onnxruntime; `spin` lets its threads wait busily between
     calls, which steals time from whatever else is timed. Without `optimize` every node is computed
-    as the file states it: nothing is fused. Raises StageFailed where it does not load.
+    as the file states it: nothing is fused. `profile` starts the names of the file that
+    `end_profile` writes. Raises StageFailed where it does not load.
     """
 
     def __init__(
-        self, model: Path | bytes, threads: int = 0, *, spin: bool = True, optimize: bool = True
+        self,
+        model: Path | bytes,
+        threads: int = 0,
+        *,
+        spin: bool = True,
+        optimize: bool = True,
+        profile: Path | None = None,
     ) -> None:
         options = ort.SessionOptions()
         if not optimize:
@@ -40,6 +47,8 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         options.log_severity_level = 4  # errors reach the user as exceptions
         options.intra_op_num_threads = threads
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         try:
             self._session = ort.InferenceSession(
                 model,
@@ -59,6 +68,10 @@ class Session:
         except Exception as error:  # onnxruntime's binding raises a class per status code
             line = str(error).splitlines()[0]
             raise StageFailed("onnx", f"onnxruntime cannot run the graph: {line}") from error
+
+    def end_profile(self) -> Path:
+        """Returns the file with the times of all runs, in the trace format of Chrome."""
+        return Path(self._session.end_profiling())
 
     def output_names(self) -> tuple[str, ...]:
         """Returns the names of the outputs in the graph's order."""

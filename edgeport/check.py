@@ -7,7 +7,7 @@ edgeport.toml. What did not change is in the cache, times included: `fresh` meas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ from edgeport.blocks import HostBlocks
 from edgeport.cache import Cache, default_root
 from edgeport.catalog import all_recipes, recipe_file
 from edgeport.config import ClaimTable, load_config
-from edgeport.errors import InputError, UnknownName
-from edgeport.evidence import evidence
+from edgeport.errors import InputError, StageFailed, UnknownName
+from edgeport.evidence import evidence, evidence_of_failure
 from edgeport.fingerprint import environment_digest, file_sha256
-from edgeport.gate import Rule, judge_changes, judge_claims
+from edgeport.gate import RULES, Known, Rule, judge_changes, judge_claims
 from edgeport.measure import machine_text
 from edgeport.private import scratch_directory
+from edgeport.runtimes.worker import Limits
 from edgeport.stages import host_threads
 from edgeport.subjects import find_arm
 from edgeport.types import Claim, Measurement, Recipe, Verdict
 
 Progress = Callable[[str], None]
 SECONDS = 60.0  # for one comparison of speeds
+LIMITS = Limits(seconds=900.0, memory_bytes=16 << 30)  # of one stage of an evaluation
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,14 @@ class Subject:
     accuracy: tuple[Accuracy, ...] = ()
     rules: Mapping[str, Rule] = field(default_factory=dict)
     file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of a subject; `problem` says why its export failed, if it did."""
+
+    measured: tuple[Measurement, ...]
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,21 +112,14 @@ def check(
         measured += [(subject.name, one) for one in found]
         verdicts += judge_claims(subject.name, subject.claims, found)
         if not update:
-            verdicts += judge_changes(subject.name, known, found, machine, subject.rules)
+            verdicts += judge_changes(
+                subject.name, known, found, machine, {**RULES, **subject.rules}
+            )
     diff = write_baseline(baseline, updated(known, measured, machine, why)) if update else ""
     there = {(one.subject, one.metric, one.provenance) for one in known}
     new = sum((name, one.metric, one.provenance) not in there for name, one in measured)
     files = {one.name: one.file for one in subjects if one.file is not None}
     return Checked(tuple(verdicts), tuple(measured), files, 0 if update else new, diff)
-
-
-def check_source(
-    source: str, claims: Sequence[Claim], *, progress: Progress = lambda step: None, **options: Any
-) -> tuple[Verdict, ...]:
-    """Returns the verdicts on claims about one source, exported with `options`."""
-    subject = Subject(source, source, options, tuple(claims))
-    found = measure_subject(subject, progress=progress)
-    return tuple(judge_claims(source, claims, found))
 
 
 def find_subjects(names: Sequence[str]) -> list[Subject]:
@@ -130,32 +133,58 @@ def find_subjects(names: Sequence[str]) -> list[Subject]:
     return found if names else found + _of_config()
 
 
+def judge_subject(
+    subject: Subject, found: Found, known: Sequence[Known] = (), machine: str = ""
+) -> list[Verdict]:
+    """Returns the verdicts on a subject's claims, and on its numbers in the baseline."""
+    verdicts = [
+        *judge_claims(subject.name, subject.claims, found.measured),
+        *judge_changes(subject.name, known, found.measured, machine, {**RULES, **subject.rules}),
+    ]
+    return [_failed(one, found.problem) for one in verdicts] if found.problem else verdicts
+
+
+def _failed(verdict: Verdict, problem: str) -> Verdict:
+    """Returns a failure where there is no number because the export failed."""
+    if verdict.outcome != "missing" or verdict.reason.startswith("measured as"):
+        return verdict
+    return replace(verdict, outcome="fail", reason=problem)
+
+
 def measure_subject(
     subject: Subject,
     *,
     fresh: bool = False,
     seconds: float = SECONDS,
     progress: Progress = lambda step: None,
-) -> list[Measurement]:
+) -> Found:
     """Returns everything that this machine can measure of a subject."""
 
     def told(step: str) -> None:
         progress(f"{subject.name}: {step}")
 
     with scratch_directory() as folder:
-        made = pipeline.export(
-            subject.source, output_dir=folder / "export", progress=told, **subject.options
-        )
+        target = folder / "export"
+        try:
+            made = pipeline.export(
+                subject.source, output_dir=target, progress=told, **subject.options
+            )
+        except StageFailed as error:
+            return Found(tuple(evidence_of_failure(target)), f"the export failed: {error}")
         found = evidence(made.directory, made.manifest)
         for asked in subject.accuracy:
             found += _accuracy(made.directory, asked, told)
-    return found + [_speed(pair, fresh, seconds, told) for pair in subject.pairs]
+    found += [_speed(pair, fresh, seconds, told) for pair in subject.pairs]
+    return Found(tuple(found))
 
 
 def _accuracy(directory: Path, asked: Accuracy, progress: Progress) -> list[Measurement]:
     from edgeport.evaluate import evaluate
 
-    return list(evaluate(directory, asked.data, asked.metric, progress=progress).measurements)
+    found = evaluate(
+        directory, data=asked.data, metric=asked.metric, limits=LIMITS, progress=progress
+    )
+    return list(found.measurements)
 
 
 def _speed(pair: Pair, fresh: bool, seconds: float, progress: Progress) -> Measurement:
@@ -163,7 +192,7 @@ def _speed(pair: Pair, fresh: bool, seconds: float, progress: Progress) -> Measu
     settings = Settings(threads=host_threads(), seconds=seconds)
     with scratch_directory() as workdir, Cache(default_root()) as cache:
         arms = [
-            find_arm(text, workdir / who, "onnx", False, progress, options)
+            replace(find_arm(text, workdir / who, "onnx", False, progress, options), name=who)
             for who, (text, options) in (("theirs", pair.theirs), ("ours", pair.ours))
         ]
         key = {
@@ -240,7 +269,7 @@ def _of_tables(name: str, tables: Sequence[ClaimTable], file: Path | None) -> Su
         if table.data is not None
     }
     rules = {
-        table.metric.partition(":")[0]: Rule("more", table.tolerance)
+        table.claim.metric.partition(":")[0]: Rule("more", table.tolerance)
         for table in tables
         if table.tolerance is not None
     }

@@ -105,11 +105,6 @@ def evaluate(
     run = _Run(export, samples, found, progress)
     for stage in _chosen(export, stages):
         run.add(stage)
-    notes = tuple(f"{name} was changed since it was exported" for name in export.changed)
-    if samples.classes:
-        listed = ", ".join(f"{index} = {name}" for index, name in enumerate(samples.classes[:20]))
-        more = ", ..." if len(samples.classes) > 20 else ""
-        notes = (f"labels are the sub-folders in sorted order: {listed}{more}", *notes)
     return Evaluation(
         samples.name,
         samples.count,
@@ -117,9 +112,24 @@ def evaluate(
         metric,
         run.reference,
         tuple(run.rows),
-        notes,
+        tuple(_notes(export, samples)),
         run.complete,
     )
+
+
+def _notes(export: Exported, samples: Labelled) -> Iterator[str]:
+    if samples.classes:
+        listed = ", ".join(f"{index} = {name}" for index, name in enumerate(samples.classes[:20]))
+        more = ", ..." if len(samples.classes) > 20 else ""
+        yield f"labels are the sub-folders in sorted order: {listed}{more}"
+    read = set(export.manifest.get("read", {}).values())
+    if seen := sum(file_sha256(file) in read for file in samples.files):
+        yield (
+            f"{seen} of {len(samples.files)} files are of the data that the export was calibrated"
+            " on: on others the loss of quantization may be larger"
+        )
+    for name in export.changed:
+        yield f"{name} was changed since it was exported"
 
 
 def _chosen(export: Exported, names: Sequence[str]) -> list[Stage]:
@@ -209,7 +219,7 @@ class _Run:
             "samples": str(self.data.count),
             "batch": str(self.data.batch),
             "data": self.data.name,
-            "metric": self.metric.text,
+            "metric": Path(self.metric.text).name,  # no folder of this machine
         }
 
     def _outputs(self, stage: Stage) -> dict[str, NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 
 from edgeport.liveness import peak_activation_bytes
 from edgeport.plan import OPTIMIZED
+from edgeport.running import load_manifest
+from edgeport.runtimes.qnn_context_binary import PLACEMENT
+from edgeport.staging import MANIFEST, failed_directory
 from edgeport.types import Artifact, Measurement
 
 
@@ -34,6 +38,23 @@ def evidence(directory: Path, manifest: Mapping[str, Any]) -> list[Measurement]:
         found += [
             replace(one, metric=f"{one.metric}:{runtime}") for one in (*there.parity, *measured)
         ]
+    return found
+
+
+def evidence_of_failure(target: Path) -> list[Measurement]:
+    """Returns what an export to `target` proved before it failed, with the ops left to the CPU."""
+    directory = failed_directory(target)
+    if not (directory / MANIFEST).is_file():
+        return []
+    manifest = load_manifest(directory)
+    found = evidence(directory, manifest)
+    if (directory / PLACEMENT).is_file():
+        lowered = {one["runtime"] for one in manifest["artifacts"] if one["stage"] == "lower"}
+        asked = manifest["options"]["target_runtimes"]
+        failed = next(one for one in asked if one != "onnx" and one not in lowered)
+        nodes = json.loads((directory / PLACEMENT).read_text(encoding="utf-8"))
+        on_cpu = sum(node["unit"] == "cpu" for node in nodes)
+        found.append(Measurement(f"cpu_ops:{failed}", float(on_cpu), "ops", "host"))
     return found
 
 

@@ -6,7 +6,7 @@ What was not measured is `missing`, what lies within the noise is `inconclusive`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -175,23 +175,24 @@ def _judge_change(
 
 
 def _judge_ratio(known: Known, now: Measurement, rule: Rule) -> tuple[Outcome, str]:
-    """Returns whether a ratio of times fell beyond the noise floors of both of its measurements.
+    """Returns whether a ratio of times fell, by more than the noise of both of its measurements.
 
-    Both intervals are independent: the change's is their root of squares, on the log scale.
+    Their intervals are independent: the change's is their root of squares, on the log scale.
     """
     change = math.log(now.value / known.value) * (1.0 if rule.better == "more" else -1.0)
-    floor = math.log1p(max(known.noise_floor or 0.0, now.noise_floor or 0.0))
+    floor = max(known.noise_floor or 0.0, now.noise_floor or 0.0, MARGIN)
+    least = -math.log1p(floor)
     error = math.hypot(_half_log(known.interval, known.value), _half_log(now.interval, now.value))
     moved = f"{_found(now)}: {math.expm1(change):+.1%} against the baseline"
-    if change + error < 0 and change < -floor:
-        return "fail", f"{moved}, beyond the noise floor of {math.expm1(floor):.1%}"
-    if change - error > -MARGIN and change > -max(floor, MARGIN):
+    if change + error < 0.0 and change < least:
+        return "fail", f"{moved}, more than {floor:.1%}"
+    if change - error > least:
         return "pass", moved
-    return "inconclusive", f"{moved}, within the noise: more --seconds"
+    return "inconclusive", f"{moved} ± {error:.1%}, where {floor:.1%} is allowed: more --seconds"
 
 
 MARGIN = 0.05
-"""A fall of 5 % has to be excluded for a ratio to pass."""
+"""What a ratio of times may fall where the noise floor is lower: two days differ by as much."""
 
 
 def _half_log(interval: tuple[float, float] | None, value: float) -> float:
@@ -202,11 +203,8 @@ def _half_log(interval: tuple[float, float] | None, value: float) -> float:
 
 def _allowed(rule: Rule, unit: str) -> str:
     if rule.tolerance is None:
-        return "no lower beyond the noise floor"
+        return f"less by the noise floor or {MARGIN:.0%} at most"
     way = "more" if rule.better == "less" else "less"
     if rule.tolerance == 0.0:
-        return f"not {way}"
+        return f"no {way}"
     return f"{number(rule.tolerance, unit)} {way} at most"
-
-
-Judge = Callable[[Sequence[Measurement]], list[Verdict]]

@@ -27,7 +27,8 @@ LABEL = "label"
 class Labelled:
     """Samples in feeds of `batch` each, and their targets, whose first axis is the sample.
 
-    `feeds` gives them anew each time, in order. `classes` are the names of a folder's sub-folders.
+    `feeds` gives them anew each time, in order. `files` hold them; `classes` are the names of a
+    folder's sub-folders.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Labelled:
     targets: Mapping[str, NDArray[Any]]
     feed_count: int
     feeds: Callable[[], Iterator[Feed]]
+    files: tuple[Path, ...]
     classes: tuple[str, ...] = ()
 
     @property
@@ -97,7 +99,7 @@ def _arrays(file: Path, specs: Sequence[TensorSpec], batch: int, limit: int | No
     samples = [at * batch + one for at in chosen for one in range(batch)]
     targets = {name: array[samples] for name, array in named.items() if name not in names}
     return Labelled(
-        file.name, batch, targets, len(chosen), lambda: (feeds[index] for index in chosen)
+        file.name, batch, targets, len(chosen), lambda: (feeds[index] for index in chosen), (file,)
     )
 
 
@@ -105,7 +107,25 @@ def _folder(
     folder: Path, specs: Sequence[TensorSpec], boundary: Boundary, limit: int | None
 ) -> Labelled:
     """Returns the images of a folder with one sub-folder per class."""
-    classes = sorted(one.name for one in folder.iterdir() if one.is_dir())
+    classes, files = _classes(folder)
+    chosen = [files[index] for index in _spread(len(files), limit)]
+    inner = boundary.inner_specs(specs)
+    image_feed(chosen[0][0], inner, boundary)  # an input that takes no image is told at once
+    labels = np.asarray([label for _, label in chosen], np.int64)
+    return Labelled(
+        folder.name,
+        1,
+        {LABEL: labels},
+        len(chosen),
+        lambda: (image_feed(file, inner, boundary) for file, _ in chosen),
+        tuple(file for file, _ in chosen),
+        classes,
+    )
+
+
+def _classes(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+    """Returns the names of the sub-folders, and each image with its folder's index."""
+    classes = tuple(sorted(one.name for one in folder.iterdir() if one.is_dir()))
     if not classes:
         raise InputError(
             f"{folder} has no sub-folders: images lie in one sub-folder for each class"
@@ -123,18 +143,7 @@ def _folder(
                 " classes after it are counted one too high"
             )
         files += [(file, label) for file in found]
-    chosen = [files[index] for index in _spread(len(files), limit)]
-    inner = boundary.inner_specs(specs)
-    image_feed(chosen[0][0], inner, boundary)  # an input that takes no image is told at once
-    labels = np.asarray([label for _, label in chosen], np.int64)
-    return Labelled(
-        folder.name,
-        1,
-        {LABEL: labels},
-        len(chosen),
-        lambda: (image_feed(file, inner, boundary) for file, _ in chosen),
-        tuple(classes),
-    )
+    return classes, files
 
 
 def _spread(count: int, limit: int | None) -> list[int]:

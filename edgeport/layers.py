@@ -65,7 +65,8 @@ def layer_rows(directory: Path, *, runs: int = RUNS, threads: int = 1) -> tuple[
     """Returns the layers of an export's last ONNX file, in the graph's order.
 
     That is quantized.onnx, and optimized.onnx where nothing was quantized; it is timed on the first
-    parity input. Raises InputError for what is no export, and StageFailed where a file cannot run.
+    parity input, with one thread unless told otherwise. Raises InputError for what is no export,
+    and StageFailed where a file cannot run.
     """
     if runs < 1:
         raise InputError(f"layers are timed over one run or more, not {runs}")

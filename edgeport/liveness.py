@@ -5,7 +5,8 @@ start to its last reader, a graph output to the end. Nodes run one at a time in 
 file: a runtime that reorders them, writes over an input, or fuses operators may take less, one that
 keeps scratch buffers more. What is counted, and what not:
 
-- Weights are counted apart, and so is all that depends on no input: it is folded before a run.
+- Weights are counted apart, as they are stored. What is made of them alone is folded before a run,
+  and not counted.
 - Reshape, Squeeze, Unsqueeze, Flatten and Identity are views: they share their source's memory.
 - In a quantized graph the tensor between QuantizeLinear and DequantizeLinear counts at its integer
   type. The float tensors at the ends of such a pair are **not** counted where a runtime with

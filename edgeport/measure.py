@@ -346,12 +346,11 @@ def _cpu_stepping() -> str:
     wanted = ("cpu family", "model", "stepping")
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            found = dict(
-                line.strip().replace("\t", "").split(":", 1) for line in lines if ":" in line
-            )
+            pairs = [line.partition(":") for line in lines]
     except FileNotFoundError:  # not Linux
         return ""
-    told = [found[name].strip() for name in wanted if name in found]
+    found = {name.strip(): value.strip() for name, _, value in pairs}
+    told = [found[name] for name in wanted if name in found]
     return f" ({'-'.join(told)})" if told else ""
 
 

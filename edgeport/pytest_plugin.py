@@ -4,13 +4,16 @@
         gate = edgeport_gate("models/net.onnx", device="s24", precision="w8a8")
         gate.hold("sqnr_db:qnn_context_binary", ">=", 25, provenance=("emulated",))
 
+    def test_my_model_stays_fast(edgeport_gate):
+        gate = edgeport_gate("models/net.onnx", device="s24", baseline="models/before.onnx")
+        gate.hold("speedup", ">=", 1.2, provenance=("host",))
+
 pytest loads this file in every session where edgeport is installed: nothing else of edgeport is
 imported before a test uses the fixture.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,47 +24,60 @@ import pytest
 
 if TYPE_CHECKING:
     from edgeport.plan import Options
-    from edgeport.types import Claim, Measurement, Outcome, Provenance, Verdict
+    from edgeport.types import Measurement, Provenance, Verdict
 
 Op = Literal["<=", ">="]
 _ALLOWED = ("missing", "inconclusive")
 
 
 @pytest.fixture(scope="session")
-def edgeport_gate(tmp_path_factory: pytest.TempPathFactory) -> Gates:
+def edgeport_gate() -> Gates:
     """Exports a model, and holds claims on what was measured: `edgeport_gate(SOURCE, ...)`.
 
-    It takes what `edgeport.export` takes; one export per source and options serves the session.
+    It takes what `edgeport.export` takes; one measurement per source and options serves the
+    session. Speeds are for a session without `-n`: what runs beside them makes them inconclusive.
     """
-    return Gates(tmp_path_factory)
+    return Gates()
 
 
 @dataclass(frozen=True)
 class Gates:
     """Gives a gate for a source; keeps what was measured for the session."""
 
-    folders: pytest.TempPathFactory
-    measured: dict[str, tuple[Measurement, ...]] = field(default_factory=dict)
+    _known: dict[str, tuple[Measurement, ...]] = field(default_factory=dict, repr=False)
 
     def __call__(
         self,
         source: str | Path,
         *,
+        baseline: str | Path = "",
+        seconds: float = 60.0,
         allow: Sequence[Literal["missing", "inconclusive"]] = (),
         **options: Unpack[Options],
     ) -> Gate:
-        """Returns the gate of a source, exported with these options.
+        """Returns the gate of a source, exported with these options and measured here.
 
-        `allow` names the outcomes besides "pass" that do not fail a test; they are warnings then.
-        Raises InputError for what cannot be exported, and StageFailed.
+        `baseline` is another source: "speedup" is how many times faster this one is, both timed
+        within at most `seconds`. `allow` names the outcomes besides "pass" that do not fail a test;
+        they are warnings then. Raises InputError for what cannot be exported, and StageFailed.
         """
         __tracebackhide__ = True
-        _check(allow, _ALLOWED, "allow")
-        key = _key(str(source), options)
-        if key not in self.measured:
-            directory = self.folders.mktemp("edgeport") / "export"
-            self.measured[key] = _measure(str(source), {**options, "output_dir": directory})
-        return Gate(str(source), self.measured[key], tuple(allow))
+        from edgeport.errors import EdgeportError
+
+        _check(allow, _ALLOWED, "outcome to allow")
+        try:
+            found = self._measured(str(source), str(baseline), seconds, options)
+        except EdgeportError as error:  # it says everything in one line; ours would only hide it
+            raise error.with_traceback(None) from None
+        return Gate(str(source), found, tuple(allow))
+
+    def _measured(
+        self, source: str, baseline: str, seconds: float, options: Mapping[str, Any]
+    ) -> tuple[Measurement, ...]:
+        key = _key([source, baseline, seconds], options)
+        if key not in self._known:
+            self._known[key] = _measure(source, baseline, seconds, options)
+        return self._known[key]
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ class Gate:
     """What was measured of one source, and what is held against it."""
 
     source: str
-    measurements: tuple[Measurement, ...]
+    measurements: tuple[Measurement, ...] = field(repr=False)
     allow: tuple[str, ...] = ()
 
     def hold(
@@ -83,18 +99,20 @@ class Gate:
     ) -> Verdict:
         """Returns the verdict on a claim; raises AssertionError where it did not hold.
 
-        `metric` is one of "sqnr_db", "max_abs", "cpu_ops" and "size_bytes": of one runtime, as in
-        "sqnr_db:onnx", or of any, where the worst decides. `provenance` are those accepted.
-        A missing or inconclusive verdict fails too, unless `allow` has it.
+        `metric` is what `edgeport check` measures ("sqnr_db", "cpu_ops", "size_bytes", "speedup"
+        ...): of one runtime, as in "sqnr_db:onnx", or of any, where the worst decides. `provenance`
+        are those accepted. A missing or inconclusive verdict fails too, unless `allow` has it.
         """
         __tracebackhide__ = True
-        from edgeport.types import Claim
+        from edgeport.gate import judge_claims
+        from edgeport.types import PROVENANCES, Claim
 
         accepted: tuple[Provenance, ...]
         accepted = (provenance,) if isinstance(provenance, str) else tuple(provenance)
-        _check(accepted, ("device", "emulated", "host", "modelled"), "provenance")
+        _check(accepted, PROVENANCES, "provenance")
         _check((op,), ("<=", ">="), "op")
-        verdict = _judge(self.source, Claim(metric, op, limit, accepted, why), self.measurements)
+        claim = Claim(metric, op, limit, accepted, why)
+        (verdict,) = judge_claims(self.source, [claim], self.measurements)
         self._tell(verdict)
         return verdict
 
@@ -105,20 +123,24 @@ class Gate:
         if verdict.outcome == "pass":
             return
         text = f"{verdict.subject}: {claim_text(verdict)}: {verdict.outcome}: {verdict.reason}"
+        if verdict.outcome == "missing":
+            there = (f"{one.metric} ({one.provenance})" for one in self.measurements)
+            text += f"; there are {', '.join(there)}"
         if verdict.outcome not in self.allow:
             raise AssertionError(f"{text} ({verdict.why})" if verdict.why else text)
         warnings.warn(pytest.PytestWarning(text), stacklevel=3)
 
 
 def _check(given: Sequence[str], known: Sequence[str], name: str) -> None:
+    __tracebackhide__ = True
     from edgeport.errors import UnknownName
 
     for one in given:
         if one not in known:
-            raise UnknownName(f"{name} of edgeport_gate", str(one), known)
+            raise UnknownName(name, str(one), known)
 
 
-def _key(source: str, options: Mapping[str, Any]) -> str:
+def _key(asked: Sequence[Any], options: Mapping[str, Any]) -> str:
     """Returns what stands for a request in this session; a file that was changed is another."""
     import inspect
     import json
@@ -126,69 +148,33 @@ def _key(source: str, options: Mapping[str, Any]) -> str:
     from edgeport.catalog import find_source
     from edgeport.types import plain
 
+    source, baseline = asked[:2]
     names = set(inspect.signature(find_source).parameters)
     naming = {name: value for name, value in options.items() if name in names}
     if naming.get("weights") is not None:
         naming["weights"] = Path(naming["weights"])
     files = [
         (str(file), file.stat().st_mtime_ns, file.stat().st_size)
-        for file in find_source(source, **naming).files()
+        for text in (source, baseline)
+        if text
+        for file in find_source(text, **naming).files()
     ]
-    asked = [str(Path.cwd()), source, plain(options), files]
-    return json.dumps(asked, sort_keys=True, default=str)
+    return json.dumps([*asked, str(Path.cwd()), plain(options), files], sort_keys=True, default=str)
 
 
-def _measure(source: str, options: Mapping[str, Any]) -> tuple[Measurement, ...]:
-    """Exports into options["output_dir"]; returns each runtime's parity, CPU operators and size."""
-    from dataclasses import replace
+def _measure(
+    source: str, baseline: str, seconds: float, options: Mapping[str, Any]
+) -> tuple[Measurement, ...]:
+    """Returns what `edgeport check` would measure of the source with these options."""
+    from edgeport.check import Pair, Subject, measure_subject
+    from edgeport.errors import StageFailed
 
-    import edgeport
-    from edgeport.types import Measurement
-
-    made = edgeport.export(source, **options)
-    found = []
-    for artifact in made.artifacts:
-        found += [
-            replace(one, metric=f"{one.metric}:{artifact.runtime}")
-            for one in artifact.parity
-            if artifact.runtime
-        ]
-    sizes = {one.runtime: float(one.bytes) for one in made.artifacts if one.runtime}
-    placed = made.manifest["placement"]
-    on_cpu = {runtime: float(units.get("cpu", 0)) for runtime, units in placed.items()}
-    for metric, values, unit in (("size_bytes", sizes, "B"), ("cpu_ops", on_cpu, "ops")):
-        found += [
-            Measurement(f"{metric}:{runtime}", value, unit, "host")
-            for runtime, value in values.items()
-        ]
-    return tuple(found)
-
-
-def _judge(subject: str, claim: Claim, measured: Sequence[Measurement]) -> Verdict:
-    """Returns the verdict on a claim; the worst of the measurements that it is about decides."""
-    from edgeport.types import Verdict
-    from edgeport.verdicts.words import number_text
-
-    limit = f"{claim.op} {claim.limit:g} ({' or '.join(claim.provenance)})"
-
-    def verdict(outcome: Outcome, reason: str, one: Measurement | None = None) -> Verdict:
-        return Verdict(subject, "claim", claim.metric, outcome, limit, reason, claim.why, one)
-
-    about = [one for one in measured if _is_about(claim.metric, one.metric)]
-    accepted = [one for one in about if one.provenance in claim.provenance]
-    if not about:
-        there = ", ".join(sorted({one.metric for one in measured}))
-        return verdict("missing", f"nothing measured it here; there are {there}")
-    if not accepted:
-        where = ", ".join(sorted({one.provenance for one in about}))
-        return verdict("missing", f"measured as {where} only")
-    sign = 1.0 if claim.op == ">=" else -1.0
-    # What is not a number holds nothing, and must not hide behind one that does.
-    worst = min(accepted, key=lambda one: (not math.isnan(one.value), sign * one.value))
-    held = sign * worst.value >= sign * claim.limit
-    text = f"{worst.metric} {number_text(worst.value, worst.unit, limit)} ({worst.provenance})"
-    return verdict("pass" if held else "fail", text, worst)
-
-
-def _is_about(claimed: str, measured: str) -> bool:
-    return measured == claimed or measured.startswith(f"{claimed}:")
+    pairs: tuple[Pair, ...] = ()
+    if baseline:  # timed as ONNX graphs, whatever else is exported
+        timed = {name: value for name, value in options.items() if name != "target_runtimes"}
+        pairs = (Pair(f"speedup:{baseline}", (source, timed), (baseline, timed)),)
+    subject = Subject(source, source, options, (), pairs)
+    found = measure_subject(subject, seconds=seconds)
+    if found.problem:
+        raise StageFailed("check", found.problem)
+    return found.measured

@@ -51,6 +51,10 @@ class Ratio(Serialisable):
     low: float
     high: float
 
+    def scaled(self, factor: float) -> Ratio:
+        """Returns the ratio where every time above the line is `factor` times as long."""
+        return Ratio(self.value * factor, self.low * factor, self.high * factor)
+
 
 @dataclass(frozen=True)
 class Comparison(Serialisable):

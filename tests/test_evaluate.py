@@ -198,6 +198,7 @@ def test_a_folder_of_images_is_the_same_pixels_in_an_npz(folder: Path) -> None:
         scored(folder, data="images")
 
 
+@pytest.mark.usefixtures("quick")
 @needs_pillow
 def test_the_app_gives_channels_last_and_nothing_normalised(folder: Path, tmp_path: Path) -> None:
     from PIL import Image
@@ -222,6 +223,17 @@ def test_the_app_gives_channels_last_and_nothing_normalised(folder: Path, tmp_pa
     assert tried[0]["mean_logit:capture"] == pytest.approx(np.mean(logits), rel=1e-5)
 
 
+@pytest.mark.usefixtures("quick")
+def test_data_that_calibrated_the_model_is_told(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", image=gaussian([8, 3, 16, 16], 9))
+    out = made(tmp_path, classifier(), calib_data=tmp_path / "images.npz")
+    asked = {"metric": f"{folder}/metrics.py:mean_logit", "stages": ["quantize"]}
+    told = evaluate(out, data=tmp_path / "images.npz", limits=LIMITS, **asked).notes
+    assert told[0].startswith("1 of 1 files are of the data that the export was calibrated on")
+    assert evaluate(out, data=folder / "data.npz", limits=LIMITS, **asked).notes == ()
+
+
+@pytest.mark.usefixtures("quick")
 @needs_compiler
 def test_integers_at_the_edges_and_chunks_in_child_processes(folder: Path, tmp_path: Path) -> None:
     """Six samples are two chunks; each stage's outputs are real numbers in the samples' order."""
@@ -252,6 +264,7 @@ def test_integers_at_the_edges_and_chunks_in_child_processes(folder: Path, tmp_p
         assert 20 < sqnr_db(outputs["capture"], outputs[stage]) < 60
 
 
+@pytest.mark.usefixtures("quick")
 def test_batches_are_of_the_models_size(folder: Path, tmp_path: Path) -> None:
     out = made(tmp_path, classifier(batch=4), precision="float")
     found = evaluate(out, data=folder / "data.npz", metric="top1", limits=LIMITS)
@@ -265,6 +278,7 @@ def test_batches_are_of_the_models_size(folder: Path, tmp_path: Path) -> None:
         evaluate(out, data=tmp_path / "odd.npz", metric="top1", limits=LIMITS)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_stage_that_cannot_run_is_said_and_the_others_are_scored(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

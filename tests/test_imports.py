@@ -39,6 +39,8 @@ RECIPES = [f"edgeport_recipes.{name}.recipe" for name in sorted(all_recipes())]
         "edgeport.plan",
         "edgeport.devices",
         "edgeport.types",
+        "edgeport.verdicts",
+        "edgeport.pytest_plugin",
         *RECIPES,
     ],
 )

@@ -99,12 +99,14 @@ def test_a_broken_layer_shows_from_there_on(export: Path, tmp_path: Path) -> Non
     assert after["n_d"].sqnr_db < 0 and after["n_y"].sqnr_db < 5
 
 
+@pytest.mark.usefixtures("quick")
 def test_integer_edges_are_read_as_real_numbers(export: Path, tmp_path: Path) -> None:
     rows = by_node(layer_rows(made(tmp_path, quantize_io=True), runs=1))
     for name, row in by_node(layer_rows(export, runs=1)).items():
         assert rows[name].sqnr_db == pytest.approx(row.sqnr_db, abs=0.5)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_float_graph_has_times_alone(tmp_path: Path) -> None:
     rows = layer_rows(made(tmp_path, precision="float"), runs=3)
     assert {row.sqnr_db for row in rows} == {None}

@@ -328,6 +328,31 @@ def test_random_graphs_take_what_an_allocator_takes(
     assert peak_activation_bytes(path) == allocated(plan, outputs, sizes)
 
 
+def build_quantized(plan: Plan, outputs: Sequence[int], sizes: Sequence[int]) -> onnx.ModelProto:
+    """Returns the same operators on integers, each between its own pairs."""
+    nodes = []
+    for at, (kind, *operands) in enumerate(plan):
+        taken = operands if kind == "Concat" else operands[:1]
+        more = {"Concat": {"axis": 0}, "ReduceSum": {"keepdims": 1}}.get(kind, {})
+        nodes += [dequantize(f"t{one}", f"d{at}_{index}") for index, one in enumerate(taken)]
+        names = " ".join(f"d{at}_{index}" for index in range(len(taken)))
+        nodes += [node(kind, names, f"f{at}", **more), quantize(f"f{at}", f"t{at + 2}")]
+    shapes = {f"t{at}": [sizes[at]] for at in outputs}
+    return model(nodes, {"t0": [3], "t1": [5]}, shapes, GRID, dtype=TensorProto.UINT8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(plans())
+def test_random_graphs_of_integers_take_a_byte_for_each_value(
+    tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Plan, tuple[int, ...]]
+) -> None:
+    plan, outputs = drawn
+    _, sizes = build(plan, outputs)
+    proto = build_quantized(plan, outputs, sizes)
+    path = save(proto, tmp_path_factory.getbasetemp() / "random_integers.onnx")
+    assert peak_activation_bytes(path) * 4 == allocated(plan, outputs, sizes)
+
+
 def test_a_thousand_nodes_take_under_a_second(tmp_path: Path) -> None:
     nodes = [node("Add", f"t{at} t{at // 2}", f"t{at + 1}") for at in range(1000)]
     path = save(model(nodes, {"t0": [8]}, {"t1000": [8]}), tmp_path / "long.onnx")

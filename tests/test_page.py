@@ -21,6 +21,7 @@ from edgeport.page.markdown import markdown_page
 from edgeport.page.placement import Placement, fit_of, overall
 from edgeport.page.series import read_bench, series_of
 from edgeport.types import Measurement, NodeReport, Provenance, Verdict
+from edgeport.verdicts import to_json
 
 pytestmark = needs_matplotlib
 
@@ -230,8 +231,8 @@ def test_a_claim_is_judged_only_by_its_verdict(rich: Path, tmp_path: Path) -> No
         Verdict("other", "regression", "size_bytes", "pass", "<= 5 B", "4 B"),
     ]
     file = tmp_path / "verdicts.json"
-    for document in (one := [v.to_dict() for v in verdicts], {"verdicts": one}):
-        file.write_text(json.dumps(document))
+    for text in (json.dumps([one.to_dict() for one in verdicts]), to_json(verdicts)):
+        file.write_text(text)
         data = gather_page([rich], verdicts=file)
         rows = data.exports[0].claims
         found = [(row.metric, row.outcome, row.reason) for row in rows]

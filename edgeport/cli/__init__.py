@@ -16,6 +16,7 @@ import click
 import edgeport
 from edgeport.cli.bench import bench
 from edgeport.cli.bisect import bisect
+from edgeport.cli.check import check
 from edgeport.cli.compare import compare
 from edgeport.cli.doctor import doctor
 from edgeport.cli.evaluate import evaluate
@@ -44,6 +45,7 @@ cli.add_command(compare)
 cli.add_command(bisect)
 cli.add_command(run)
 cli.add_command(bench)
+cli.add_command(check)
 cli.add_command(sensitivity)
 cli.add_command(evaluate)
 cli.add_command(write_report)

@@ -31,6 +31,7 @@ from edgeport.descriptors import redirected
 @click.pass_context
 def check(
     ctx: click.Context,
+    /,
     recipes: tuple[str, ...],
     baseline: Path | None,
     update: bool,

@@ -35,7 +35,7 @@ def table(verdicts: Sequence[Verdict]) -> Table:
 
     made = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("outcome", "model", "metric", "limit", "measured"):
-        made.add_column(title, no_wrap=True)
+        made.add_column(title, no_wrap=title == "outcome", overflow="fold")  # nothing is cut
     for one in in_order(verdicts):
         cells = (one.subject, one.metric, one.limit, measured_text(one))
         made.add_row(

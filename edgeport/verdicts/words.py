@@ -115,10 +115,9 @@ def number_text(value: float, unit: str, limit: str = "") -> str:
     if not math.isfinite(value):
         return f"{value}{suffix}"  # inf, -inf or nan
     bounds = {float(text) for text in _NUMBER.findall(limit.replace(",", ""))} - {value}
-    digits = _LEAST_DIGITS
-    while digits < 17 and float(f"{value:.{digits}g}") in bounds:
-        digits += 1
-    return f"{_rounded(value, digits)}{suffix}"
+    texts = (_rounded(value, digits) for digits in range(_LEAST_DIGITS, 18))
+    told = next((one for one in texts if float(one.replace(",", "")) not in bounds), f"{value!r}")
+    return f"{told}{suffix}"
 
 
 def _rounded(value: float, digits: int) -> str:

@@ -1,0 +1,174 @@
+"""`edgeport check`: on a small padre with faults put into it, and on a user's own claims."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import conv_net, save
+
+from benchmarks.gate_faults import AS_IT_IS, NOTICED, check_padre
+from edgeport.check import check, find_subjects
+from edgeport.cli import main
+from edgeport.errors import InputError, UnknownName
+
+SMALLER = {
+    '"precision": "w8a16"': '"precision": "w8a16", "options": {"depth": 2, "dim": 48}',
+    '("the net as exported", MappingProxyType({})),': "",
+    '("one block, 4,096 tokens", MappingProxyType({"part": "block", "grid": 64})),': "",
+}
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        main(["check", *words])
+    said = capsys.readouterr()
+    return int(left.value.code or 0), said.out, said.err
+
+
+# Faults
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("baseline")
+    file = folder / "baseline.jsonl"
+    words = ("--baseline", str(file), "--update-baseline", "--why", "the first numbers")
+    check_padre(AS_IT_IS, folder, *words, smaller=SMALLER)
+    return file
+
+
+def changes(verdicts: list[dict[str, Any]]) -> dict[str, str]:
+    return {one["metric"]: one["outcome"] for one in verdicts if one["kind"] == "regression"}
+
+
+def test_what_did_not_change_holds(baseline: Path, tmp_path: Path) -> None:
+    _, verdicts = check_padre(AS_IT_IS, tmp_path, "--baseline", str(baseline), smaller=SMALLER)
+    found = changes(verdicts)
+    assert len(found) == 6 and set(found.values()) == {"pass"}
+
+
+@pytest.mark.parametrize("fault", [one for one in NOTICED if one != "slower"])
+def test_a_fault_fails_the_gate_and_is_named(baseline: Path, tmp_path: Path, fault: str) -> None:
+    code, verdicts = check_padre(fault, tmp_path, "--baseline", str(baseline), smaller=SMALLER)
+    assert code == 1 and changes(verdicts)[NOTICED[fault]] == "fail"
+
+
+# A user's own claims
+
+
+def project(folder: Path, *claims: str) -> None:
+    save(conv_net(), folder / "net.onnx")
+    tables = "".join(
+        f'[[claim]]\nsource = "net.onnx"\ndevice = "pixel-6"\n{one}\n' for one in claims
+    )
+    (folder / "edgeport.toml").write_text(tables)
+
+
+SQNR = 'metric = "sqnr_db:onnx"\nop = ">="\nlimit = {limit}\nprovenance = ["host"]\nwhy = "ours"'
+
+
+def only_ours(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Leaves edgeport's own recipes out: they take minutes."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("edgeport.check.all_recipes", dict)
+
+
+@pytest.mark.parametrize(("limit", "code", "outcome"), [("60", 0, "pass"), ("900", 1, "fail")])
+def test_a_claim_of_edgeport_toml_is_judged(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    limit: str,
+    code: int,
+    outcome: str,
+) -> None:
+    project(tmp_path, SQNR.format(limit=limit) + '\ntarget_runtime = "onnx"')
+    only_ours(monkeypatch, tmp_path)
+    left, out, _ = run(capsys, "--json")
+    (verdict,) = json.loads(out)["verdicts"]
+    assert (left, verdict["outcome"], verdict["why"]) == (code, outcome, "ours")
+    assert verdict["subject"] == "net.onnx float on pixel-6, onnx"
+
+
+def test_a_speedup_over_another_model_is_measured_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = (
+        'metric = "speedup"\nop = ">="\nlimit = 0.2\nprovenance = ["host"]\nbaseline = "old.onnx"'
+    )
+    project(tmp_path, claim + '\ntarget_runtime = "onnx"')
+    save(conv_net(), tmp_path / "old.onnx")
+    only_ours(monkeypatch, tmp_path)
+    steps: list[str] = []
+    first = check(baseline=tmp_path / "none.jsonl", seconds=3.0)
+    (verdict,) = first.verdicts
+    assert verdict.outcome == "pass" and verdict.measurement is not None
+    assert verdict.measurement.noise_floor is not None
+    again = check(baseline=tmp_path / "none.jsonl", seconds=3.0, progress=steps.append)
+    assert again.verdicts == first.verdicts and not any("block" in step for step in steps)
+
+
+def test_the_baseline_is_written_with_a_reason_and_then_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(tmp_path, SQNR.format(limit="60") + '\ntarget_runtime = "onnx"')
+    only_ours(monkeypatch, tmp_path)
+    assert run(capsys, "--update-baseline")[0] == 2
+    assert not (tmp_path / "edgeport-baseline.jsonl").exists()
+    code, out, _ = run(capsys, "--update-baseline", "--why", "the first numbers")
+    assert code == 0 and '+{"subject": "net.onnx float on pixel-6, onnx"' in out
+    file = tmp_path / "edgeport-baseline.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {line["why"] for line in lines} == {"the first numbers"}
+    size = next(line for line in lines if line["metric"] == "size_bytes:onnx")
+    size["value"] -= 1.0
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, out, _ = run(capsys, "--json")
+    failed = [one for one in json.loads(out)["verdicts"] if one["outcome"] == "fail"]
+    assert code == 1 and [one["metric"] for one in failed] == ["size_bytes:onnx"]
+
+
+def test_nothing_judged_is_no_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only_ours(monkeypatch, tmp_path)
+    assert run(capsys)[0] == 1
+
+
+def test_missing_fails_only_a_strict_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = SQNR.format(limit="1").replace('"host"', '"device"') + '\ntarget_runtime = "onnx"'
+    project(tmp_path, SQNR.format(limit="1") + '\ntarget_runtime = "onnx"', device)
+    only_ours(monkeypatch, tmp_path)
+    assert run(capsys)[0] == 0
+    assert run(capsys, "--strict")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        ('metric = "sqnr_db"', "op is missing"),
+        (SQNR.format(limit='"a"'), "limit 'a' is of the wrong type"),
+        (SQNR.format(limit="1").replace(">=", "=="), "neither <= nor >="),
+        (SQNR.format(limit="1").replace('"host"', '"phone"'), "provenance"),
+        (SQNR.format(limit="1") + "\nprecison = 1", "precison"),
+        (SQNR.format(limit="1") + '\ndata = "x.npz"', "belong together"),
+    ],
+)
+def test_a_claim_that_is_wrong_names_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claim: str, said: str
+) -> None:
+    project(tmp_path, claim)
+    only_ours(monkeypatch, tmp_path)
+    with pytest.raises((InputError, UnknownName), match=r"\[\[claim\]\] 1") as raised:
+        find_subjects([])
+    assert said in str(raised.value)
+
+
+def test_an_unknown_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="padr"):
+        check(["padr"], baseline=tmp_path / "none.jsonl")

@@ -227,8 +227,17 @@ def test_a_claim_is_judged_only_by_its_verdict(rich: Path, tmp_path: Path) -> No
     elsewhere = replace(number, metric="size_bytes", artifact_sha256="0" * 64)
     verdicts = [
         fails,
-        Verdict("padre", "regression", "size_bytes", "inconclusive", "<= 5", "6", "", elsewhere),
-        Verdict("other", "regression", "size_bytes", "pass", "<= 5 B", "4 B"),
+        Verdict(
+            "padre w8a8 on s24",
+            "regression",
+            "size_bytes",
+            "inconclusive",
+            "<= 5",
+            "6",
+            "",
+            elsewhere,
+        ),
+        Verdict("padre_of_mine", "regression", "size_bytes", "pass", "<= 5 B", "4 B"),
     ]
     file = tmp_path / "verdicts.json"
     for text in (json.dumps([one.to_dict() for one in verdicts]), to_json(verdicts)):
@@ -239,9 +248,9 @@ def test_a_claim_is_judged_only_by_its_verdict(rich: Path, tmp_path: Path) -> No
         assert found == [
             (claims[0].metric, "fail", "17.5 dB"),
             *((one.metric, "not judged", "") for one in claims[1:]),
-            ("size_bytes", "inconclusive", "6; not on these files"),
+            ("size_bytes", "inconclusive", "padre w8a8 on s24: 6; not on these files"),
         ]
-        assert data.notes == (f"{file} also judges other: not shown here.",)
+        assert data.notes == (f"{file} also judges padre_of_mine: not shown here.",)
         for text in both(data):
             assert "does not hold" in text and "inconclusive: within the noise" in text
 

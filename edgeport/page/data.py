@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from edgeport.catalog import all_recipes
 from edgeport.errors import InputError
-from edgeport.page.judged import ClaimRow, claim_rows, read_verdicts
+from edgeport.page.judged import ClaimRow, claim_rows, is_about, read_verdicts
 from edgeport.page.memory import Memory, memory_of_export, size_fit
 from edgeport.page.placement import (
     Fit,
@@ -146,7 +146,8 @@ def gather_page(
         gather(one, verdicts=judged, layers=layers(one) if layers else ()) for one in directories
     )
     names = {page.name for page in exports}
-    others = sorted({one.subject for one in judged} - names)
+    subjects = dict.fromkeys(one.subject for one in judged)
+    others = [one for one in subjects if not any(is_about(one, name) for name in names)]
     notes = (f"{verdicts} also judges {', '.join(others)}: not shown here.",) if others else ()
     return PageData(exports, measured, figures, notes)
 

@@ -63,10 +63,11 @@ def claim_rows(
 
     `files` are the sha256 of the export's: a verdict on another file says so.
     """
-    own = [one for one in verdicts if one.subject == subject]
+    own = [one for one in verdicts if is_about(one.subject, subject)]
+    own.sort(key=lambda one: not _on_these(one, files))
     rows = []
     for claim in claims:
-        verdict = next((one for one in own if _is_about(one, claim)), None)
+        verdict = next((one for one in own if _judges(one, claim)), None)
         if verdict is not None:
             own.remove(verdict)
         rows.append(
@@ -75,20 +76,33 @@ def claim_rows(
                 f"{claim.op} {claim.limit:g}" if verdict is None else verdict.limit,
                 " or ".join(claim.provenance),
                 "not judged" if verdict is None else verdict.outcome,
-                "" if verdict is None else _reason(verdict, files),
+                "" if verdict is None else _reason(verdict, subject, files),
                 claim.why,
             )
         )
-    others = (ClaimRow(v.metric, v.limit, "", v.outcome, _reason(v, files), v.why) for v in own)
+    others = (
+        ClaimRow(v.metric, v.limit, "", v.outcome, _reason(v, subject, files), v.why) for v in own
+    )
     return (*rows, *others)
 
 
-def _reason(verdict: Verdict, files: Collection[str]) -> str:
+def is_about(subject: str, name: str) -> bool:
+    """Returns whether a verdict's subject is this source, at any setting: "padre w8a16 on s24"."""
+    return subject == name or subject.startswith(f"{name} ")
+
+
+def _on_these(verdict: Verdict, files: Collection[str]) -> bool:
     judged = verdict.measurement.artifact_sha256 if verdict.measurement else ""
-    return verdict.reason if judged in ("", *files) else f"{verdict.reason}; not on these files"
+    return judged in ("", *files)
 
 
-def _is_about(verdict: Verdict, claim: Claim) -> bool:
+def _reason(verdict: Verdict, name: str, files: Collection[str]) -> str:
+    """Returns what was found, with the setting, and whether it was found on other files."""
+    setting = "" if verdict.subject == name else f"{verdict.subject}: "
+    return f"{setting}{verdict.reason}{'' if _on_these(verdict, files) else '; not on these files'}"
+
+
+def _judges(verdict: Verdict, claim: Claim) -> bool:
     """Returns whether it is this claim's verdict: two claims may be on the same metric."""
     same = verdict.kind == "claim" and verdict.metric == claim.metric
     return same and verdict.why in ("", claim.why)

@@ -32,7 +32,7 @@ from edgeport.page.series import (
 from edgeport.running import load_manifest
 from edgeport.runtimes import RUNTIMES
 from edgeport.staging import FAILURE
-from edgeport.types import Artifact, Claim, Provenance, Verdict
+from edgeport.types import Artifact, Provenance, Verdict
 
 _ROLES = {
     "model.onnx": "the captured graph",
@@ -178,46 +178,50 @@ def _gathered(
     verdicts: Sequence[Verdict],
     layers: Sequence[LayerRow],
 ) -> ExportPage:
-    source, device, run = manifest["source"], manifest["device"], manifest["run"]
+    source, run = manifest["source"], manifest["run"]
     artifacts = [Artifact.from_dict({**one, "seconds": 0.0}) for one in manifest["artifacts"]]
-    failure = _failure(directory)
+    failure, memory = _failure(directory), memory_of_export(directory, manifest)
     refused = refused_placement(directory, manifest)
-    placements = (
-        *([refused] if refused else ()),
-        *placements_of(artifacts, run["places"]),
-    )
-    memory = memory_of_export(directory, manifest)
-    graphs, size = [fit_of(one) for one in placements], size_fit(manifest, memory)
+    reported = placements_of(artifacts, run["places"])
+    placements = (refused, *reported) if refused else reported
+    reasons = (*failure, *(fit_of(one) for one in placements), size_fit(manifest, memory))
     recipe = all_recipes().get(source["name"]) if source["kind"] == "recipe" else None
-    claims: tuple[Claim, ...] = recipe.claims if recipe else ()
     hashes = {one.sha256 for one in artifacts}
     between = placed_comparison(manifest)
     return ExportPage(
-        directory=directory.name or str(directory),
-        name=source["name"],
-        variant=source["variant"],
-        device=device["name"],
-        chipset=device["chipset"],
-        precision=manifest["options"]["precision"],
-        runtimes=tuple(manifest["options"]["target_runtimes"]),
-        inputs=tuple(map(_spec, manifest["inputs"])),
-        outputs=tuple(map(_spec, manifest["outputs"])),
+        **_request(directory, manifest),
         title=recipe.title if recipe else "",
         paper=recipe.paper if recipe else "",
-        fits=overall((*failure, *graphs, size)),
-        reasons=(*failure, *graphs, size),
+        fits=overall(reasons),
+        reasons=reasons,
         placements=placements,
-        tolerance_db=manifest["options"]["tolerance_db"],
         parity=_parity(artifacts, run["places"]),
         comparisons=(*exported_comparisons(manifest), *([between] if between else ())),
         figures=placed_figures(manifest),
         layers=tuple(layers),
         files=_files(manifest),
         memory=memory,
-        claims=claim_rows(source["name"], claims, verdicts, hashes),
+        claims=claim_rows(source["name"], recipe.claims if recipe else (), verdicts, hashes),
         notes=_notes(artifacts, run),
-        tools=tuple(manifest["tools"].items()),
     )
+
+
+def _request(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a page that say what was exported, for what, and with what."""
+    source, device, options = manifest["source"], manifest["device"], manifest["options"]
+    return {
+        "directory": directory.absolute().name,
+        "name": source["name"],
+        "variant": source["variant"],
+        "device": device["name"],
+        "chipset": device["chipset"],
+        "precision": options["precision"],
+        "runtimes": tuple(options["target_runtimes"]),
+        "inputs": tuple(map(_spec, manifest["inputs"])),
+        "outputs": tuple(map(_spec, manifest["outputs"])),
+        "tolerance_db": options["tolerance_db"],
+        "tools": tuple(manifest["tools"].items()),
+    }
 
 
 def _failure(directory: Path) -> tuple[Fit, ...]:

@@ -1,8 +1,8 @@
 """Suite `runtimes`: our file and the plain path's on the same executor, taking turns, with peers.
 
-For each model and precision every arm is a process that holds one loaded file. They take turns, a
-sample each a round, on the same input and number of threads. `plain onnx again` is the plain ONNX
-file a second time: what it differs from itself is the noise floor of that run.
+For each model and precision every arm is a file, timed as `edgeport bench` does: blocks of turns in
+processes of their own, on the same input and number of threads. `plain onnx again` is the plain
+ONNX file a second time: what it differs from itself is the noise floor of that run.
 """
 
 from __future__ import annotations
@@ -11,25 +11,29 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.data import cifar_images, data_folder
-from benchmarks.executors import Served
 from benchmarks.plain_paths import FILES
-from benchmarks.tables import NOT_RUN, Results, Row, cell, markdown, number, timing_fields
+from benchmarks.tables import NOT_RUN, Results, Row, cell, markdown, number
 from edgeport import compare
+from edgeport.bench import AGAIN as SECOND
+from edgeport.bench import Arm, Settings, bench
+from edgeport.blocks import HostBlocks
 from edgeport.errors import EdgeportError, StageFailed
-from edgeport.measure import Timing, environment, interleave, ratio, summarise
+from edgeport.measure import environment
+from edgeport.places.served import Request, Served
 from edgeport.private import scratch_directory
 from edgeport.runtimes import RUNTIMES
-from edgeport.runtimes.samples import load_samples, save_samples
+from edgeport.runtimes.samples import Sample, load_samples, save_samples
 from edgeport.runtimes.worker import Limits, run_in_child
+from edgeport.traces import Trace, block_ratio
+from edgeport.types import Measurement
 
 SUITE = "runtimes"
 DEVICE = "s24"
@@ -38,12 +42,12 @@ SHARED = ("onnx", "tflite", "executorch")  # with a plain path and ours
 PEERS = ("openvino", "mnn", "ncnn")
 MODULES = {"openvino": "openvino", "mnn": "MNN", "ncnn": "ncnn"}
 IMAGES = "images.npz"
-AGAIN = "plain onnx again"
+BASE = "plain onnx"
+AGAIN = f"{BASE} {SECOND}"
+EXECUTORS = "benchmarks.executors"
 PRECISIONS = ("float", "w8a8")
 CALIBRATION = {"default": 16, "full": 64}
-ROUNDS = {"default": 40, "full": 120}
-SECONDS = {"default": 40.0, "full": 200.0}
-REQUEST_MS = 20.0  # of work in one request: asking costs under 0.1 ms
+SECONDS = {"default": 120.0, "full": 600.0}
 LIMITS = Limits(seconds=1200.0, memory_bytes=14 << 30)
 
 
@@ -94,41 +98,76 @@ def _measure(
     group: str, model: Model, precision: str, data: Path, work: Path, budget: str
 ) -> list[Row]:
     told = environment(THREADS)
-    arms, problems = _make(model, precision, data, work, budget)
+    made, problems = _make(model, precision, data, work, budget)
     inputs = work / "parity_inputs.npz"
-    references = load_samples(work / "parity_outputs.npz")
+    outputs, failed = _outputs(made, inputs, work)
+    problems |= failed
     rows = [Row(SUITE, group, arm, "size", None, "MB", note=why) for arm, why in problems.items()]
-    with ExitStack() as stack:
-        served: dict[str, Served] = {}
-        for arm, (kind, path) in arms.items():
-            folder = work / "served" / arm.replace(" ", "_")
-            folder.mkdir(parents=True)
-            try:
-                served[arm] = stack.enter_context(Served(kind, path, THREADS, inputs, folder))
-            except EdgeportError as error:
-                rows.append(Row(SUITE, group, arm, "size", None, "MB", note=str(error)))
-        timings = _timed(served, budget)
-        for arm, one in served.items():
-            found = min(
-                compare.sqnr_db(reference[key], answer[key].reshape(reference[key].shape))
-                for reference, answer in zip(references, one.outputs(), strict=True)
-                for key in reference
-            )
-            numbers = {
-                "sqnr_db": (found, "dB"),
-                "size": (_bytes(arms[arm][1]) / 1e6, "MB"),
-                "load_ms": (one.load_ms, "ms"),
-                "first_ms": (one.first_ms, "ms"),
-                "peak": (one.peak_bytes() / 1e6, "MB"),
-            }
-            rows += [Row(SUITE, group, arm, key, *value) for key, value in numbers.items()]
-            rows.append(Row(SUITE, group, arm, **timing_fields(timings[arm])))
-    rows += list(_ratios(group, timings))
-    parameters = {"precision": precision}
+    arms = [
+        Arm(name, kind, (path,), inputs, "")
+        for name, (kind, path) in made.items()
+        if name in outputs
+    ]
+    arms.sort(key=lambda arm: arm.name != BASE)  # it runs twice, which gives the noise floor
+    settings = Settings(THREADS, seconds=SECONDS[budget])
+    where = HostBlocks(settings, work / "timed", EXECUTORS)
+    traces: list[Trace] = []
+    found = bench(arms, where, settings, lambda step: None, traces.extend)
+    for arm in found.arms:
+        numbers = {
+            "sqnr_db": (_sqnr_db(outputs[arm.name], work), "dB"),
+            "size": (_bytes(made[arm.name][1]) / 1e6, "MB"),
+            "load_ms": (arm.value("load_ms"), "ms"),
+            "first_ms": (arm.value("first_ms"), "ms"),
+            "peak": (arm.value("peak_bytes") / 1e6, "MB"),
+        }
+        rows += [Row(SUITE, group, arm.name, key, *value) for key, value in numbers.items()]
+        rows.append(_latency_row(group, arm.name, arm.measurement("latency_ms")))
+    rows += list(_ratios(group, {trace.name: trace for trace in traces}))
+    parameters = {"precision": precision, "blocks": found.blocks}
     return [
         Row(**{**vars(row), "parameters": parameters, "environment": told, "budget": budget})
         for row in rows
     ]
+
+
+def _outputs(
+    made: Mapping[str, tuple[str, Path]], inputs: Path, work: Path
+) -> tuple[dict[str, list[Sample]], dict[str, str]]:
+    """Returns what each file answers, and why one does not: the others are timed all the same."""
+    outputs: dict[str, list[Sample]] = {}
+    problems: dict[str, str] = {}
+    for arm, (kind, path) in made.items():
+        folder = work / "served" / arm.replace(" ", "_")
+        request = Request(
+            kind, str(path.resolve()), str(inputs), str(work / "answers.npz"), THREADS
+        )
+        with _noting(problems, arm), Served(request, folder, EXECUTORS) as served:
+            outputs[arm] = served.outputs()
+    return outputs, problems
+
+
+def _sqnr_db(outputs: Sequence[Sample], work: Path) -> float:
+    references = load_samples(work / "parity_outputs.npz")
+    return min(
+        compare.sqnr_db(reference[key], answer[key].reshape(reference[key].shape))
+        for reference, answer in zip(references, outputs, strict=True)
+        for key in reference
+    )
+
+
+def _latency_row(group: str, arm: str, measured: Measurement) -> Row:
+    return Row(
+        SUITE,
+        group,
+        arm,
+        measured.metric,
+        measured.value,
+        measured.unit,
+        interval=measured.interval,
+        samples=tuple(float(f"{sample:.4g}") for sample in measured.samples),
+        note="; ".join(measured.warnings),
+    )
 
 
 def _bytes(path: Path) -> int:
@@ -137,50 +176,15 @@ def _bytes(path: Path) -> int:
     return path.stat().st_size + sum(file.stat().st_size for file in beside if file.is_file())
 
 
-def _timed(served: Mapping[str, Served], budget: str) -> dict[str, Timing]:
-    """Returns milliseconds per run: each request is a batch of about the same work."""
-    batches = {
-        arm: max(1, round(REQUEST_MS / max(one.first_ms, 0.05))) for arm, one in served.items()
-    }
-    settled = interleave(
-        {arm: partial(one.run, batches[arm]) for arm, one in served.items()},
-        rounds=5,
-        seconds=5.0,
-        warmup_seconds=3.0,
-    )
-    batches = {
-        arm: max(1, round(REQUEST_MS * batches[arm] / timing.median_ms))
-        for arm, timing in settled.items()
-    }
-    timings = interleave(
-        {arm: partial(one.run, batches[arm]) for arm, one in served.items()},
-        rounds=ROUNDS[budget],
-        seconds=SECONDS[budget],
-        warmup_seconds=3.0,
-    )
-    return {
-        arm: summarise(
-            arm, [one / batches[arm] for one in timing.samples_ms], _about_warm_up(timing)
-        )
-        for arm, timing in timings.items()
-    }
-
-
-def _about_warm_up(timing: Timing) -> tuple[str, ...]:
-    return tuple(one for one in timing.warnings if one.startswith("warm-up"))
-
-
-def _ratios(group: str, timings: Mapping[str, Timing]) -> list[Row]:
-    """Returns plain over ours for each runtime, and the plain ONNX file over itself."""
+def _ratios(group: str, traces: Mapping[str, Trace]) -> Iterator[Row]:
+    """Yields plain over ours for each runtime, and the plain ONNX file over itself."""
     pairs = {f"edgeport {kind}": (f"plain {kind}", f"edgeport {kind}") for kind in SHARED}
-    pairs[AGAIN] = ("plain onnx", AGAIN)
-    rows = []
+    pairs[AGAIN] = (BASE, AGAIN)
     for arm, (above, below) in pairs.items():
-        if above in timings and below in timings:
-            gain = ratio(timings[above], timings[below])
+        if above in traces and below in traces:
+            gain = block_ratio(traces[above], traces[below])
             interval = (gain.low, gain.high)
-            rows.append(Row(SUITE, group, arm, "speedup", gain.value, "ratio", interval=interval))
-    return rows
+            yield Row(SUITE, group, arm, "speedup", gain.value, "ratio", interval=interval)
 
 
 # The files
@@ -208,8 +212,6 @@ def _make(
             continue
         with _noting(problems, arm):
             arms[arm] = (kind, _plain(kind, request, work))
-    if "plain onnx" in arms:
-        arms[AGAIN] = arms["plain onnx"]
     return arms, problems
 
 

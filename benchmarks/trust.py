@@ -1,4 +1,4 @@
-"""Suite `trust`: how often the harness raises a false alarm, and how often it finds a slow-down.
+"""Suite `trust`: false alarms and slow-downs that are found, and whether the gate notices faults.
 
 Traces are drawn from recordings of real runs of one file beside itself (`benchmarks.record`): whole
 blocks, and in each a random arm for each role. So their noise is what machines did, and not what
@@ -12,13 +12,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.gate_faults import AS_IT_IS, FAULTS, NOTICED, check_padre
 from benchmarks.record import Recording, load_all
 from benchmarks.tables import NOT_RUN, Results, Row, markdown
 from edgeport.bench import ENOUGH
+from edgeport.measure import environment
+from edgeport.private import scratch_directory
+from edgeport.stages import host_threads
 from edgeport.symptoms import symptoms
 from edgeport.traces import Trace, Word, block_ratio, half_width, judge, noise_floor
 
 SUITE = "trust"
+GATE = "gate"
+GATE_SECONDS = {"default": "60", "full": "240"}
 TRIALS = {"default": 500, "full": 5000}  # in all, over the recordings
 BLOCKS, MOST_BLOCKS = 8, 40  # as `edgeport bench` begins, and where its time would be over
 FACTORS = (1.0, 1.02, 1.03, 1.05, 1.1)
@@ -34,6 +40,29 @@ def run(results: Results, full: bool) -> None:
         if not results.finished(name):
             print(f"running {name}", file=sys.stderr, flush=True)
             results.add(_measure(name, recording, trials, results.budget))
+    if not results.finished(GATE):
+        print(f"running {GATE}", file=sys.stderr, flush=True)
+        results.add(_gate(results.budget))
+
+
+def _gate(budget: str) -> list[Row]:
+    """Returns, for padre as it is and with each fault, the verdicts against one baseline."""
+    told = environment(host_threads())
+    rows = []
+    with scratch_directory() as folder:
+        words = ["--baseline", str(folder / "baseline.jsonl"), "--seconds", GATE_SECONDS[budget]]
+        check_padre(AS_IT_IS, folder, *words, "--update-baseline", "--why", "as it is")
+        for fault in FAULTS:
+            code, verdicts = check_padre(fault, folder, *words, "--fresh")
+            found = {"parameters": {"exit": code}, "environment": told, "budget": budget}
+            for one in verdicts:
+                measured = one["measurement"] or {"value": None, "unit": "", "interval": None}
+                number = None if measured["value"] is None else float(measured["value"])
+                kind, note = f"{one['kind']} {one['metric']}", f"{one['outcome']}: {one['reason']}"
+                rows.append(
+                    Row(SUITE, GATE, fault, kind, number, measured["unit"], note=note, **found)
+                )
+    return rows
 
 
 def _measure(name: str, recording: Recording, trials: int, budget: str) -> list[Row]:
@@ -126,12 +155,27 @@ def wilson(count: int, trials: int) -> tuple[float, float]:
 
 def tables(results: Results) -> str:
     """Returns the rates for each recording and over all of them."""
-    names = list(dict.fromkeys(row.group for row in results.rows))
+    names = [name for name in dict.fromkeys(row.group for row in results.rows) if name != GATE]
     lines = [_line(results, [name], _what(results, name)) for name in names]
     if len(names) > 1:
         lines.append(_line(results, names, "all"))
     header = ["recording", "trials", "false alarms", *(f"finds {f - 1:.0%}" for f in FACTORS[1:])]
-    return markdown([*header, "noise floor", "blocks", "warned"], lines)
+    rates = markdown([*header, "noise floor", "blocks", "warned"], lines)
+    return f"{rates}\n\n### edgeport check padre, with faults\n\n{_gate_table(results)}"
+
+
+def _gate_table(results: Results) -> str:
+    """Returns what failed for padre as it is and with each fault."""
+    lines = []
+    for fault in FAULTS:
+        rows = [row for row in results.rows if (row.group, row.arm) == (GATE, fault)]
+        failed = [f"{row.metric}: {row.note}" for row in rows if row.note.startswith("fail")]
+        wanted = NOTICED.get(fault)
+        noticed = any(wanted in one for one in failed) if wanted else not failed
+        code = str(rows[0].parameters["exit"]) if rows else NOT_RUN
+        said = "<br>".join(one.split("; each node")[0] for one in failed) or "-"
+        lines.append([fault, code, said, ("yes" if noticed else "NO") if rows else NOT_RUN])
+    return markdown(["padre", "exit code", "failed", "as it should"], lines)
 
 
 def _what(results: Results, name: str) -> str:

@@ -15,7 +15,7 @@ from edgeport.bench import STABLE_CHANGE, STABLE_WINDOW, Arm, Held, Settings, tu
 from edgeport.compare import sqnr_db
 from edgeport.errors import InputError
 from edgeport.measure import environment, now_seconds, rest
-from edgeport.places import Job, Place, runner
+from edgeport.places import Job, Place, runner, served
 from edgeport.places.served import Request, Served
 from edgeport.runtimes import RUNTIMES
 from edgeport.runtimes.samples import Sample
@@ -38,12 +38,15 @@ def runs_here(runtime: str) -> bool:
 
 
 class HostBlocks:
-    """Blocks in processes of this machine; `outputs` are those of the last block, by arm."""
+    """Blocks in processes of this machine; `outputs` are those of the first block, by arm.
+
+    `module` is what a process runs: `edgeport.places.served`, or another that serves as it does.
+    """
 
     provenance: Provenance = "host"
 
-    def __init__(self, settings: Settings, workdir: Path) -> None:
-        self._settings, self._workdir = settings, workdir
+    def __init__(self, settings: Settings, workdir: Path, module: str = served.__name__) -> None:
+        self._settings, self._workdir, self._module = settings, workdir, module
         self._calls: dict[str, int] = {}
         self._modules: tuple[str, ...] = ()
         self.outputs: dict[str, list[Sample]] = {}
@@ -52,30 +55,30 @@ class HostBlocks:
         """Starts a process for every arm, warms them up, and lets them take turns."""
         if self._settings.cool_down:
             rest(self._settings.cool_down)
-        kinds = dict.fromkeys(arm.runtime for arm in arms)
+        kinds = dict.fromkeys(arm.runtime for arm in arms if arm.runtime in RUNTIMES)
         self._modules = tuple(name for kind in kinds for name in runner.modules_of(kind))
         before = runner.read_state()
         with ExitStack() as stack:
-            served = {
+            held = {
                 arm.name: stack.enter_context(self._start(arm))
                 for arm in order.sample(list(arms), len(arms))
             }
-            moved = self._warm_up(served, order)
+            moved = self._warm_up(held, order)
             turns: dict[str, list[tuple[float, ...]]] = {arm.name: [] for arm in arms}
             for _ in range(self._settings.turns):
-                for name in order.sample(list(served), len(served)):
-                    turns[name].append(tuple(served[name].turn(self._calls[name])))
-            peaks = {name: one.peak_bytes() for name, one in served.items()}
+                for name in order.sample(list(held), len(held)):
+                    turns[name].append(tuple(held[name].turn(self._calls[name])))
+            peaks = {name: one.peak_bytes() for name, one in held.items()}
             if not self.outputs:
-                self.outputs = {name: one.outputs() for name, one in served.items()}
+                self.outputs = {name: one.outputs() for name, one in held.items()}
         said = _heat(before, runner.read_state())
         return {
             arm.name: Held(
                 tuple(turns[arm.name]),
                 {
-                    "cold_ms": served[arm.name].cold_ms,
-                    "load_ms": served[arm.name].load_ms,
-                    "first_ms": served[arm.name].first_ms,
+                    "cold_ms": held[arm.name].cold_ms,
+                    "load_ms": held[arm.name].load_ms,
+                    "first_ms": held[arm.name].first_ms,
                     "peak_bytes": float(peaks[arm.name]),
                 },
                 moved[arm.name],
@@ -110,15 +113,15 @@ class HostBlocks:
             threads=self._settings.threads,
             cores=self._settings.cores,
         )
-        return Served(request, folder)
+        return Served(request, folder, self._module)
 
-    def _warm_up(self, served: Mapping[str, Served], order: random.Random) -> Mapping[str, float]:
+    def _warm_up(self, held: Mapping[str, Served], order: random.Random) -> Mapping[str, float]:
         """Runs turns until every arm's median is stable; returns by how much each still moved."""
-        recent: dict[str, list[float]] = {name: [] for name in served}
+        recent: dict[str, list[float]] = {name: [] for name in held}
         deadline = now_seconds() + self._settings.warmup_seconds
         while True:
-            for name in order.sample(list(served), len(served)):
-                median = statistics.median(served[name].turn(self._calls.get(name, 2)))
+            for name in order.sample(list(held), len(held)):
+                median = statistics.median(held[name].turn(self._calls.get(name, 2)))
                 recent[name].append(median)
                 self._calls.setdefault(name, turns_of(median, self._settings))
             moving = {name: _moved(medians) for name, medians in recent.items()}

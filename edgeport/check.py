@@ -16,7 +16,7 @@ from edgeport.baseline import read_baseline, updated, write_baseline
 from edgeport.bench import Settings, bench, speedup
 from edgeport.blocks import HostBlocks
 from edgeport.cache import Cache, default_root
-from edgeport.catalog import all_recipes, recipe_file
+from edgeport.catalog import all_recipes, own_recipes, recipe_file
 from edgeport.config import ClaimTable, load_config
 from edgeport.errors import InputError, StageFailed, UnknownName
 from edgeport.evidence import evidence, evidence_of_failure
@@ -97,8 +97,8 @@ def check(
     """Returns the verdicts on the recipes named, or on all and on the claims of edgeport.toml.
 
     With `update` the baseline is written anew for them, for the reason `why`, and only claims are
-    judged. Raises InputError for an unknown name and a missing reason, StageFailed where an export
-    fails.
+    judged. An export that fails is a failure of the claims about it. Raises InputError for an
+    unknown name and a missing reason, and where a baseline should be made of a failed export.
     """
     if update and not why.strip():
         raise InputError('--update-baseline takes a reason: --why "onnxruntime 1.33 is faster"')
@@ -109,12 +109,10 @@ def check(
     machine = machine_text(host_threads())
     for subject in subjects:
         found = measure_subject(subject, fresh=fresh, seconds=seconds, progress=progress)
-        measured += [(subject.name, one) for one in found]
-        verdicts += judge_claims(subject.name, subject.claims, found)
-        if not update:
-            verdicts += judge_changes(
-                subject.name, known, found, machine, {**RULES, **subject.rules}
-            )
+        if update and found.problem:
+            raise InputError(f"{subject.name}: {found.problem}; the baseline stays as it was")
+        measured += [(subject.name, one) for one in found.measured]
+        verdicts += judge_subject(subject, found, () if update else known, machine)
     diff = write_baseline(baseline, updated(known, measured, machine, why)) if update else ""
     there = {(one.subject, one.metric, one.provenance) for one in known}
     new = sum((name, one.metric, one.provenance) not in there for name, one in measured)
@@ -123,14 +121,19 @@ def check(
 
 
 def find_subjects(names: Sequence[str]) -> list[Subject]:
-    """Returns the recipes of these names, or all of them and edgeport.toml's claims."""
+    """Returns the recipes of these names.
+
+    Without names, the recipes and claims of edgeport.toml: a user's gate is about what is theirs.
+    Where it has neither, as in edgeport's own checkout, the recipes that come with edgeport.
+    """
     recipes = all_recipes()
     for name in names:
         if name not in recipes:
             raise UnknownName("recipe", name, recipes)
-    chosen = [recipes[name] for name in names] if names else list(recipes.values())
-    found = [_of_recipe(recipe) for recipe in chosen if recipe.check]
-    return found if names else found + _of_config()
+    if names:
+        return [_of_recipe(recipes[name]) for name in names if recipes[name].check]
+    own = [_of_recipe(recipe) for recipe, _ in own_recipes().values() if recipe.check]
+    return own + _of_config() or [_of_recipe(one) for one in recipes.values() if one.check]
 
 
 def judge_subject(

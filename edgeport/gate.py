@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeport.types import Claim, Measurement, Outcome, Provenance, Serialisable, Verdict
+from edgeport.verdicts.words import number_text
 
 Better = Literal["less", "more"]
 
@@ -86,12 +87,6 @@ def about(claimed: str, measured: str) -> bool:
     return measured == claimed or measured.startswith(f"{claimed}:")
 
 
-def number(value: float, unit: str) -> str:
-    """Returns a value with its unit as it is read: bytes whole, others with four digits."""
-    text = f"{value:,.0f}" if unit in ("B", "ops") else f"{value:.4g}"
-    return text if unit in ("", "ratio", "share") else f"{text} {unit}"
-
-
 # A claim
 
 
@@ -113,11 +108,13 @@ def _judge_claim(subject: str, claim: Claim, measured: Sequence[Measurement]) ->
     outcome, worst = min(
         outcomes, key=lambda pair: (order.index(pair[0]), _margin(claim, pair[1].value))
     )
-    return verdict(outcome, _found(worst), worst)
+    return verdict(outcome, _found(worst, limit), worst)
 
 
 def _held(claim: Claim, one: Measurement) -> Outcome:
     """Returns whether the number holds the limit; a time's ratio with all of its noise."""
+    if math.isnan(one.value):
+        return "fail"
     low, high = _reach(one)
     if claim.op == ">=":
         return "pass" if low >= claim.limit else "fail" if high < claim.limit else "inconclusive"
@@ -137,8 +134,8 @@ def _margin(claim: Claim, value: float) -> float:
     return value - claim.limit if claim.op == ">=" else claim.limit - value
 
 
-def _found(one: Measurement) -> str:
-    text = f"{one.metric} {number(one.value, one.unit)}"
+def _found(one: Measurement, limit: str = "") -> str:
+    text = f"{one.metric} {number_text(one.value, one.unit, limit)}"
     if one.interval is not None and one.noise_floor is not None:
         text += f" [{one.interval[0]:.3g}, {one.interval[1]:.3g}], floor {one.noise_floor:.1%}"
     return f"{text} ({one.provenance})"
@@ -151,7 +148,7 @@ def _judge_change(
     known: Known, now: Measurement | None, machine: str, rules: Mapping[str, Rule]
 ) -> Verdict:
     rule = rules.get(known.metric.partition(":")[0], OTHER)
-    before = f"baseline {number(known.value, known.unit)}"
+    before = f"baseline {number_text(known.value, known.unit)}"
 
     def verdict(outcome: Outcome, reason: str) -> Verdict:
         limit = f"{before}, {_allowed(rule, known.unit)}"
@@ -165,11 +162,13 @@ def _judge_change(
         if known.machine != machine:
             return verdict("inconclusive", f"the baseline is of another machine: {known.machine}")
         return verdict(*_judge_ratio(known, now, rule))
+    if math.isnan(now.value):
+        return verdict("fail", f"{known.metric} is not a number")
     worse = (now.value - known.value) * (1.0 if rule.better == "less" else -1.0)
     if math.isnan(worse):  # both are infinite: exact before and now
         worse = 0.0
     if worse > rule.tolerance:
-        return verdict("fail", f"{_found(now)}: {number(worse, known.unit)} worse")
+        return verdict("fail", f"{_found(now)}: {number_text(worse, known.unit)} worse")
     better = worse < -rule.tolerance
     return verdict("pass", _found(now) + (": better; --update-baseline keeps it" if better else ""))
 
@@ -207,4 +206,4 @@ def _allowed(rule: Rule, unit: str) -> str:
     way = "more" if rule.better == "less" else "less"
     if rule.tolerance == 0.0:
         return f"no {way}"
-    return f"{number(rule.tolerance, unit)} {way} at most"
+    return f"{number_text(rule.tolerance, unit)} {way} at most"

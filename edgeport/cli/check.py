@@ -43,9 +43,10 @@ def check(
 ) -> None:
     """Judge the claims of RECIPES and hold their numbers against the baseline.
 
-    Without names: all recipes, and the [[claim]] tables of edgeport.toml. Exit code 1 where a claim
-    fails or a number became worse, and where nothing could be judged at all. What is missing or
-    inconclusive is printed and is no pass; with --strict it fails too.
+    Without names: the recipes and [[claim]] tables of edgeport.toml; edgeport's own recipes where
+    it has neither. Exit code 1 where a claim fails or a number became worse, and where nothing
+    could be judged at all. What is missing or inconclusive is printed and is no pass; with --strict
+    it fails too.
     """
     from edgeport.baseline import default_baseline
     from edgeport.check import check as run_check

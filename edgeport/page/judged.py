@@ -20,7 +20,6 @@ class ClaimRow:
 
     metric: str
     limit: str
-    accepts: str
     outcome: Judged
     reason: str
     why: str
@@ -73,15 +72,14 @@ def claim_rows(
         rows.append(
             ClaimRow(
                 claim.metric,
-                f"{claim.op} {claim.limit:g}" if verdict is None else verdict.limit,
-                " or ".join(claim.provenance),
+                _limit(claim) if verdict is None else verdict.limit,
                 "not judged" if verdict is None else verdict.outcome,
                 "" if verdict is None else _reason(verdict, subject, files),
                 claim.why,
             )
         )
     others = (
-        ClaimRow(v.metric, v.limit, "", v.outcome, _reason(v, subject, files), v.why) for v in own
+        ClaimRow(v.metric, v.limit, v.outcome, _reason(v, subject, files), v.why) for v in own
     )
     return (*rows, *others)
 
@@ -89,6 +87,11 @@ def claim_rows(
 def is_about(subject: str, name: str) -> bool:
     """Returns whether a verdict's subject is this source, at any setting: "padre w8a16 on s24"."""
     return subject == name or subject.startswith(f"{name} ")
+
+
+def _limit(claim: Claim) -> str:
+    """Returns what a claim asks for, as a verdict says it."""
+    return f"{claim.op} {claim.limit:g} ({' or '.join(claim.provenance)})"
 
 
 def _on_these(verdict: Verdict, files: Collection[str]) -> bool:

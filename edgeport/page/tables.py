@@ -19,7 +19,7 @@ _LAYERS = 10
 OUTCOMES = {
     "pass": "holds",
     "fail": "does not hold",
-    "missing": "missing: not measured",
+    "missing": "missing: no accepted measurement",
     "inconclusive": "inconclusive: within the noise",
     "not judged": "not judged",
 }
@@ -344,14 +344,14 @@ def file_table(page: ExportPage) -> Table:
     rows = tuple(
         (
             row.name,
-            row.role or "-",
             megabytes(row.bytes),
             "-" if row.share is None else f"{row.share:.0%}",
+            row.role or "-",
         )
         for row in page.files
     )
-    head = ("file", "what", "size", "of the captured graph")
-    return Table("Files", head, rows, frozenset({2, 3}))
+    head = ("file", "size", "of model.onnx", "what it is")
+    return Table("Files", head, rows, frozenset({1, 2}))
 
 
 def memory_lines(memory: Memory) -> tuple[str, ...]:
@@ -372,16 +372,15 @@ def claim_table(rows: Sequence[ClaimRow]) -> Table:
     cells = tuple(
         (
             row.metric,
-            row.limit,
-            row.accepts or "-",
+            row.limit.replace(" ", "\N{NO-BREAK SPACE}", 1),
             OUTCOMES[row.outcome],
             row.reason or "-",
             row.why,
         )
         for row in rows
     )
-    head = ("metric", "claim", "accepts", "outcome", "found", "the paper, and what it means")
-    return Table("Claims", head, cells)
+    head = ("metric", "claim", "outcome", "found", "the paper, and what it means")
+    return Table("Each claim, and what became of it", head, cells)
 
 
 def capitalised(words: str) -> str:

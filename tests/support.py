@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +57,13 @@ needs_transformers = pytest.mark.skipif(
 )
 needs_pillow = pytest.mark.skipif(
     importlib.util.find_spec("PIL") is None, reason="needs pillow: pip install pillow"
+)
+needs_matplotlib = pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None,
+    reason='needs matplotlib: pip install "edgeport[report]"',
+)
+needs_chromium = pytest.mark.skipif(
+    shutil.which("chromium") is None, reason="needs chromium: apt-get install chromium"
 )
 
 

@@ -65,7 +65,7 @@ def test_the_wheel_holds_every_module_and_profile(wheel: list[str]) -> None:
     expected = {"edgeport/py.typed"}
     for package, folder in CONFIG["package-dir"].items():
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".toml") and "__pycache__" not in path.parts:
+            if path.suffix in (".py", ".toml", ".jinja") and "__pycache__" not in path.parts:
                 expected.add(f"{package}/{path.relative_to(ROOT / folder).as_posix()}")
     assert expected <= set(wheel)
     assert sum(name.startswith("edgeport/devices/") for name in expected) >= 9

@@ -23,6 +23,7 @@ from edgeport.cli.evaluate import evaluate
 from edgeport.cli.export import export
 from edgeport.cli.listing import list_things
 from edgeport.cli.passes import passes
+from edgeport.cli.report import write_report
 from edgeport.cli.reproduce import reproduce
 from edgeport.cli.run import run
 from edgeport.cli.sensitivity import sensitivity
@@ -47,6 +48,7 @@ cli.add_command(bench)
 cli.add_command(check)
 cli.add_command(sensitivity)
 cli.add_command(evaluate)
+cli.add_command(write_report)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -18,6 +18,7 @@ _FACTS = {
     "htp_arch",  # Hexagon tensor processor version, 75 for v75
     "fp16",  # whether the NPU computes in 16-bit float
     "vtcm_bytes",
+    "ram_bytes",  # the least that the device is sold with
     "dram_bandwidth_bytes_per_s",
     "peak_int8_ops_per_s",
     "android_api",

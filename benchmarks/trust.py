@@ -169,13 +169,14 @@ def _gate_table(results: Results) -> str:
     lines = []
     for fault in FAULTS:
         rows = [row for row in results.rows if (row.group, row.arm) == (GATE, fault)]
-        failed = [f"{row.metric}: {row.note}" for row in rows if row.note.startswith("fail")]
-        wanted = NOTICED.get(fault)
-        noticed = any(wanted in one for one in failed) if wanted else not failed
+        failed = [row for row in rows if row.note.startswith("fail")]
+        told = [row for row in failed if row.metric.endswith(NOTICED.get(fault, "-"))]
+        noticed = bool(told) if fault in NOTICED else not failed
+        said = told[-1].note.removeprefix("fail: ") if told else "-"
+        others = ", ".join(row.metric for row in failed if row not in told)
         code = str(rows[0].parameters["exit"]) if rows else NOT_RUN
-        said = "<br>".join(one.split("; each node")[0] for one in failed) or "-"
-        lines.append([fault, code, said, ("yes" if noticed else "NO") if rows else NOT_RUN])
-    return markdown(["padre", "exit code", "failed", "as it should"], lines)
+        lines.append([fault, code, said, others, ("yes" if noticed else "NO") if rows else NOT_RUN])
+    return markdown(["padre", "exit code", "named", "failed too", "as it should"], lines)
 
 
 def _what(results: Results, name: str) -> str:

@@ -166,19 +166,25 @@ def measure_subject(
     def told(step: str) -> None:
         progress(f"{subject.name}: {step}")
 
+    found, problem = _of_export(subject, told)
+    found += [_speed(pair, fresh, seconds, told) for pair in subject.pairs]
+    return Found(tuple(found), problem)
+
+
+def _of_export(subject: Subject, progress: Progress) -> tuple[list[Measurement], str]:
+    """Returns what the export proves, and why it failed, if it did."""
     with scratch_directory() as folder:
         target = folder / "export"
         try:
             made = pipeline.export(
-                subject.source, output_dir=target, progress=told, **subject.options
+                subject.source, output_dir=target, progress=progress, **subject.options
             )
         except StageFailed as error:
-            return Found(tuple(evidence_of_failure(target)), f"the export failed: {error}")
+            return evidence_of_failure(target), f"the export failed: {error}"
         found = evidence(made.directory, made.manifest)
         for asked in subject.accuracy:
-            found += _accuracy(made.directory, asked, told)
-    found += [_speed(pair, fresh, seconds, told) for pair in subject.pairs]
-    return Found(tuple(found))
+            found += _accuracy(made.directory, asked, progress)
+    return found, ""
 
 
 def _accuracy(directory: Path, asked: Accuracy, progress: Progress) -> list[Measurement]:

@@ -76,6 +76,8 @@ def find_arm(
         return _of_export(text, path, runtime, elsewhere)
     kinds = {".onnx": "onnx", ".tflite": "tflite"}
     if path.is_file() and path.suffix in kinds:
+        if elsewhere:
+            raise InputError(f"{text}: a place runs the files of an export; name its directory")
         if runtime not in (None, kinds[path.suffix]):
             raise InputError(f"{text} is no file of {runtime}: leave --target-runtime out")
         folder.mkdir(parents=True)
@@ -98,9 +100,8 @@ def find_arm(
 
 
 def job_at_place(arm: Arm, workdir: Path, limits: Limits) -> Job:
-    """Returns the arm as what a place runs; raises InputError where it is no export's."""
-    if arm.directory is None:
-        raise InputError(f"{arm.name}: a place runs the files of an export; name its directory")
+    """Returns the arm as what a place runs."""
+    assert arm.directory is not None, "only an export's files reach a place"
     return job_of(arm.directory, read_manifest(arm.directory), arm.runtime, limits, workdir)
 
 

@@ -52,7 +52,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("models")
-    return str(chain(folder, "one.onnx", 4)), str(chain(folder, "two.onnx", 8))
+    return str(chain(folder, "one.onnx", 4)), str(chain(folder, "two.onnx", 20))
 
 
 # In real processes
@@ -72,9 +72,9 @@ def found(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     return result.result
 
 
-def test_twice_the_work_is_slower(found: Bench) -> None:
+def test_five_times_the_work_is_slower(found: Bench) -> None:
     (one,) = found.comparisons
-    assert one.verdict == "slower" and 1.4 < one.ratio.value < 3.0
+    assert one.verdict == "slower" and 2.0 < one.ratio.value < 12.0
     assert one.ratio.low < one.ratio.value < one.ratio.high
 
 
@@ -205,7 +205,7 @@ def test_blocks_are_added_until_the_interval_is_narrow(tmp_path: Path) -> None:
 
 def test_time_ends_a_run_that_stays_wide(tmp_path: Path) -> None:
     wide = Written({"a": 1.0, "a again": 1.0}, 0.5)
-    found = bench(arms(tmp_path, "a"), wide, Settings(1, seconds=0.001, blocks=6))
+    found = bench(arms(tmp_path, "a"), wide, Settings(1, seconds=0.0, blocks=6))
     assert found.blocks == 6 and "an interval is still" in found.warnings[-1]
 
 

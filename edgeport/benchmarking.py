@@ -127,6 +127,11 @@ def run_benchmark(
     settings and for what is nothing to time, StageFailed where an arm does not run.
     """
     _check(seconds, blocks, threads, cores, samples_out)
+    if on.partition(":")[0] == "hub":
+        raise InputError(
+            "--on hub: each job of AI Hub is a session of its own, perhaps on another phone, so"
+            " nothing there takes turns; edgeport run DIR --on hub times one export"
+        )
     place = find_place(on)
     here = on == "local"
     rest = (0.0 if here else COOL_DOWN_SECONDS) if cool_down is None else cool_down

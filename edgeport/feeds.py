@@ -7,6 +7,7 @@ user data is split, and a sample equal to a parity sample is left out of calibra
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -83,7 +84,7 @@ def calibration_feeds(plan: FeedPlan) -> Iterator[Feed]:
         return
     held_out = {_content(feed) for feed in parity_feeds(plan)}
     count = 0
-    for feed in _read(plan):
+    for feed in _read(plan, random.Random(plan.seed)):  # in a folder, one class often comes first
         if count < plan.calibration_samples and _content(feed) not in held_out:
             count += 1
             yield feed
@@ -143,14 +144,16 @@ def data_files(data: Path) -> list[Path]:
     return files
 
 
-def _read(plan: FeedPlan) -> Iterator[Feed]:
+def _read(plan: FeedPlan, shuffled: random.Random | None = None) -> Iterator[Feed]:
+    """Yields the user's samples in their order, or as `shuffled` draws."""
     assert plan.data is not None
-    for file in data_files(plan.data):
+    files = data_files(plan.data)
+    for file in shuffled.sample(files, len(files)) if shuffled else files:
         if file.suffix.lower() in IMAGE_SUFFIXES:
             yield image_feed(file, plan.specs, plan.boundary)
         else:
             specs = plan.boundary.outer_specs(plan.specs)
-            yield from array_feeds(file, load_arrays(file, specs[0].name), specs)
+            yield from array_feeds(file, load_arrays(file, specs[0].name), specs, shuffled)
 
 
 def image_feed(file: Path, specs: Sequence[TensorSpec], boundary: Boundary) -> Feed:
@@ -190,17 +193,22 @@ def _read_image(file: Path, specs: Sequence[TensorSpec]) -> NDArray[Any]:
 
 
 def array_feeds(
-    file: Path, named: Mapping[str, Any], specs: Sequence[TensorSpec]
+    file: Path,
+    named: Mapping[str, Any],
+    specs: Sequence[TensorSpec],
+    shuffled: random.Random | None = None,
 ) -> Iterator[Feed]:
     """Yields one feed per leading index of the file's arrays, which hold any number of batches.
 
-    Raises InputError naming the array that is missing or no input of the model.
+    In the file's order, or as `shuffled` draws. Raises InputError naming the array that is missing
+    or no input of the model.
     """
     arrays = {spec.name: _checked_array(file, spec, named) for spec in specs}
     counts = {name: len(a) // spec.shape[0] for (name, a), spec in zip(arrays.items(), specs)}
     if len(set(counts.values())) != 1:
         raise InputError(f"{file}: the inputs differ in their number of samples: {counts}")
-    for index in range(next(iter(counts.values()))):
+    order = range(next(iter(counts.values())))
+    for index in shuffled.sample(order, len(order)) if shuffled else order:
         yield {
             spec.name: arrays[spec.name][index * spec.shape[0] : (index + 1) * spec.shape[0]]
             for spec in specs

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from edgeport.compare import Doubles
+from edgeport.traces import Ratio
 from edgeport.types import Measurement, Provenance
 
 MIN_ROUNDS = 5  # below this the quartiles are single samples
@@ -52,15 +53,6 @@ class Timing:
     median_ms: float
     iqr_ms: tuple[float, float]
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A ratio of two medians with the ends of its confidence interval; without a unit."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass

@@ -146,6 +146,8 @@ def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
         (("{model}", "--samples-out", "/none/there/x.csv"), "--samples-out"),
         (("{model}", "--target-runtime", "tflite"), "is no file of tflite"),
         (("{model}", "--on", "mars"), "--on mars"),
+        (("{model}", "--on", "hub"), "nothing there takes turns"),
+        (("{model}", "--on", "adb"), "files of an export"),
         (("padre:nothing",), "nothing"),
         (("padre", "--target-runtime", "qnn_context_binary"), "whose times mean nothing"),
         ((), "Missing argument"),

@@ -10,6 +10,8 @@ import pytest
 from support import conv_net, save
 
 from benchmarks.gate_faults import AS_IT_IS, NOTICED, check_padre
+from edgeport.baseline import read_baseline
+from edgeport.catalog import shipped_recipes
 from edgeport.check import check, find_subjects
 from edgeport.cli import main
 from edgeport.errors import InputError, UnknownName
@@ -175,6 +177,18 @@ def test_without_claims_edgeports_own_recipes_are_judged(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert [one.source for one in find_subjects([])] == ["padre"]
+
+
+def test_every_recipe_says_how_its_claims_are_judged_and_has_a_baseline() -> None:
+    """And padre's is what the repository holds: each metric that a change could make worse."""
+    known = read_baseline(Path(__file__).parents[1] / "benchmarks" / "baseline.jsonl")
+    for recipe in shipped_recipes().values():
+        assert recipe.claims and all(claim.why for claim in recipe.claims)
+        (subject,) = find_subjects([recipe.name])
+        metrics = {one.metric for one in known if one.subject == subject.name}
+        assert {pair.metric for pair in subject.pairs} <= metrics
+        assert {"sqnr_db:onnx", "size_bytes:onnx", "peak_activation_bytes:onnx"} <= metrics
+    assert all(one.why for one in known)
 
 
 def test_an_unknown_recipe_is_named(tmp_path: Path) -> None:

@@ -74,8 +74,29 @@ def test_arrays_are_split_into_samples_and_parity_is_held_out(tmp_path: Path) ->
     plan = plan_of(tmp_path / "data.npz", parity=2, calibration=32)
     parity, calibration = parity_feeds(plan), list(calibration_feeds(plan))
     assert np.array_equal(np.concatenate([f["image"] for f in parity]), data[:2])
-    assert np.array_equal(np.concatenate([f["image"] for f in calibration]), data[2:])
+    rest = sorted(np.concatenate([f["image"] for f in calibration]).tolist())
+    assert rest == sorted(data[2:].tolist())
     assert plan.origin() == "data.npz (up to 32 samples)"
+
+
+@pytest.mark.parametrize("in_files", [False, True])
+def test_calibration_meets_every_class_of_sorted_data(tmp_path: Path, in_files: bool) -> None:
+    """Twenty classes of twenty samples each, in their order; thirty samples calibrate."""
+    data = np.repeat(np.arange(20, dtype=np.float32), 20)[:, None, None, None]
+    data = np.broadcast_to(data, (400, 3, 16, 16))
+    if in_files:
+        for index, one in enumerate(data):
+            np.savez(tmp_path / f"{index:03}.npz", image=one[None])
+    else:
+        np.savez(tmp_path / "data.npz", image=data)
+    met = {
+        float(f["image"][0, 0, 0, 0]) for f in calibration_feeds(plan_of(tmp_path, calibration=30))
+    }
+    assert len(met) >= 12
+    again = {
+        float(f["image"][0, 0, 0, 0]) for f in calibration_feeds(plan_of(tmp_path, calibration=30))
+    }
+    assert met == again
 
 
 def test_calibration_takes_no_more_than_asked(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from edgeport.compare import sqnr_db
 from edgeport.errors import InputError
 from edgeport.parities import QUANTIZED, Exported
 from edgeport.parting import SWEPT_BYTES
-from edgeport.plan import OPTIMIZED
+from edgeport.plan import CONVERTED, OPTIMIZED
 from edgeport.points import HostReference, Point, find_points, is_comparable
 from edgeport.private import scratch_directory
 from edgeport.quantize.graph import in_groups
@@ -71,7 +71,9 @@ def layer_rows(directory: Path, *, runs: int = RUNS, threads: int = 1) -> tuple[
     if runs < 1:
         raise InputError(f"layers are timed over one run or more, not {runs}")
     export = Exported(directory, _NO_CHILD)
-    files = [name for name in (QUANTIZED, OPTIMIZED) if name in export.manifest["files"]]
+    # Without the graph that runtimes share, the one that the converters were given.
+    shared = OPTIMIZED if OPTIMIZED in export.manifest["files"] else CONVERTED
+    files = [name for name in (QUANTIZED, shared) if name in export.manifest["files"]]
     if not files:
         raise InputError(f"{directory} has no {OPTIMIZED}: its export failed before the passes")
     bench = _bench(export, files[0], 0)

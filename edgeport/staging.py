@@ -293,7 +293,31 @@ def _owned(place: Path) -> tuple[tuple[Path, str], ...]:
 
 
 def _foreign(directory: Path, index: str) -> str | None:
-    """Returns why `directory` must not be removed, and the remedy; None where it may be."""
+    """Returns why `directory` must not be removed, and the remedy; None where it may be.
+
+    Where another run moved it while we looked, what we saw is no reason: it is looked at again.
+    """
+    while True:
+        before = _identity(directory)
+        try:
+            reason = _foreign_as_seen(directory, index)
+        except FileNotFoundError:
+            if _identity(directory) == before:
+                raise
+            continue
+        if reason is None or _identity(directory) == before:
+            return reason
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _foreign_as_seen(directory: Path, index: str) -> str | None:
     if not os.path.lexists(directory):
         return None
     if directory.is_symlink() or not directory.is_dir():

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from edgeport.errors import InputError
 from edgeport.measure import now_seconds
 from edgeport.symptoms import symptoms
 from edgeport.traces import (
@@ -66,7 +67,8 @@ class Arm:
 class Settings:
     """How a comparison is run: threads of the runtimes, cores ((): all), seconds in all.
 
-    `blocks` is the least number; `cool_down` are seconds of rest between blocks.
+    `blocks` is the least number; `cool_down` are seconds of rest between blocks, `timeout` those in
+    which a process has to answer.
     """
 
     threads: int
@@ -77,6 +79,7 @@ class Settings:
     turn_ms: float = 20.0
     warmup_seconds: float = 3.0
     cool_down: float = 0.0
+    timeout: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -303,6 +306,12 @@ def speedup(found: Bench, name: str, metric: str) -> Measurement:
         warnings=found.warnings,
         noise_floor=found.floor,
     )
+
+
+def check_seconds(seconds: float) -> None:
+    """Raises InputError for what is no time to measure in."""
+    if not 1.0 <= seconds < math.inf:
+        raise InputError(f"--seconds {seconds:g}: give a number of seconds from 1 on")
 
 
 def turns_of(milliseconds: float, settings: Settings) -> int:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeport.bench import Bench, Settings, bench
+from edgeport.bench import Bench, Settings, bench, check_seconds
 from edgeport.blocks import HostBlocks, PlaceBlocks, likeness_db
 from edgeport.errors import InputError
 from edgeport.places import find_place
@@ -141,6 +141,7 @@ def run_benchmark(
         seconds=seconds,
         blocks=blocks,
         cool_down=rest,
+        timeout=limits.seconds,
     )
     with scratch_directory() as workdir:
         arms = find_arms(
@@ -161,8 +162,7 @@ def run_benchmark(
 def _check(
     seconds: float, blocks: int, threads: int, cores: Sequence[int], samples_out: Path | None
 ) -> None:
-    if not 1.0 <= seconds < float("inf"):
-        raise InputError(f"--seconds {seconds:g}: give a number of seconds from 1 on")
+    check_seconds(seconds)
     if not 6 <= blocks <= 1000:
         raise InputError(f"--blocks {blocks}: an interval takes 6 to 1000 blocks")
     if not 0 <= threads <= 1024:

@@ -113,7 +113,7 @@ class HostBlocks:
             threads=self._settings.threads,
             cores=self._settings.cores,
         )
-        return Served(request, folder, self._module)
+        return Served(request, folder, self._module, self._settings.timeout)
 
     def _warm_up(self, held: Mapping[str, Served], order: random.Random) -> Mapping[str, float]:
         """Runs turns until every arm's median is stable; returns by how much each still moved."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeport import pipeline
 from edgeport.baseline import read_baseline, updated, write_baseline
-from edgeport.bench import Settings, bench, speedup
+from edgeport.bench import Settings, bench, check_seconds, speedup
 from edgeport.blocks import HostBlocks
 from edgeport.cache import Cache, default_root
 from edgeport.catalog import all_recipes, own_recipes, recipe_file
@@ -23,6 +23,7 @@ from edgeport.evidence import evidence, evidence_of_failure
 from edgeport.fingerprint import environment_digest, file_sha256
 from edgeport.gate import RULES, Known, Rule, judge_changes, judge_claims
 from edgeport.measure import machine_text
+from edgeport.plan import Options
 from edgeport.private import scratch_directory
 from edgeport.runtimes.worker import Limits
 from edgeport.stages import host_threads
@@ -100,8 +101,11 @@ def check(
     judged. An export that fails is a failure of the claims about it. Raises InputError for an
     unknown name and a missing reason, and where a baseline should be made of a failed export.
     """
+    check_seconds(seconds)
     if update and not why.strip():
         raise InputError('--update-baseline takes a reason: --why "onnxruntime 1.33 is faster"')
+    if update and not baseline.absolute().parent.is_dir():  # before minutes of measuring
+        raise InputError(f"--baseline {baseline}: its folder is not there; make it first")
     subjects = find_subjects(names)
     known = read_baseline(baseline)
     verdicts: list[Verdict] = []
@@ -130,8 +134,13 @@ def find_subjects(names: Sequence[str]) -> list[Subject]:
     for name in names:
         if name not in recipes:
             raise UnknownName("recipe", name, recipes)
+        if not recipes[name].check:
+            raise InputError(
+                f"recipe {name} does not say how it is checked: give its Recipe a `check`, such as"
+                ' {"device": "s24", "precision": "w8a16"}'
+            )
     if names:
-        return [_of_recipe(recipes[name]) for name in names if recipes[name].check]
+        return [_of_recipe(recipes[name]) for name in names]
     own = [_of_recipe(recipe) for recipe, _ in own_recipes().values() if recipe.check]
     return own + _of_config() or [_of_recipe(one) for one in recipes.values() if one.check]
 
@@ -227,7 +236,13 @@ def _speed(pair: Pair, fresh: bool, seconds: float, progress: Progress) -> Measu
 
 def _of_recipe(recipe: Recipe) -> Subject:
     options = dict(recipe.check)
-    where = f"{options.get('precision', 'float')} on {options['device']}"
+    for key in options:
+        if key not in Options.__annotations__:
+            raise UnknownName(
+                f"option in the `check` of recipe {recipe.name}:", key, Options.__annotations__
+            )
+    target = options.get("device") or options.get("chipset") or ""
+    where = f"{options.get('precision', 'float')} on {target}"
     pairs = []
     if recipe.baseline is not None:
         for label, changed in recipe.comparisons:

@@ -184,10 +184,11 @@ def _judge_ratio(known: Known, now: Measurement, rule: Rule) -> tuple[Outcome, s
     error = math.hypot(_half_log(known.interval, known.value), _half_log(now.interval, now.value))
     moved = f"{_found(now)}: {math.expm1(change):+.1%} against the baseline"
     if change + error < 0.0 and change < least:
-        return "fail", f"{moved}, more than {floor:.1%}"
+        return "fail", f"{moved}, where {math.expm1(least):+.1%} is allowed"
     if change - error > least:
         return "pass", moved
-    return "inconclusive", f"{moved} ± {error:.1%}, where {floor:.1%} is allowed: more --seconds"
+    allowed = math.expm1(least)
+    return "inconclusive", f"{moved} ± {error:.1%}, where {allowed:+.1%} is allowed: more --seconds"
 
 
 MARGIN = 0.05

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,6 +131,18 @@ def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
     request = Request("onnx", str(broken), str(feeds), str(tmp_path / "out.npz"), 1)
     with pytest.raises(StageFailed, match=r"broken\.onnx: the process that runs it ended \(1\)"):
         Served(request, tmp_path / "work")
+
+
+def test_a_process_that_hangs_is_ended(tmp_path: Path) -> None:
+    feeds = tmp_path / "x.npz"
+    save_samples(feeds, [{"x": np.zeros((SIZE, SIZE), np.float32)}])
+    model = chain(tmp_path, "one.onnx", 1)
+    request = Request("onnx", str(model), str(feeds), str(tmp_path / "out.npz"), 1)
+    with Served(request, tmp_path / "work") as one:
+        os.kill(one._process.pid, signal.SIGSTOP)
+        one._seconds = 0.2
+        with pytest.raises(StageFailed, match=r"one\.onnx gave no answer in 0\.2 s"):
+            one.turn(1)
 
 
 # Bad input

@@ -191,6 +191,58 @@ def test_every_recipe_says_how_its_claims_are_judged_and_has_a_baseline() -> Non
     assert all(one.why for one in known)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("padr",), "padr"),
+        (("padre", "--seconds", "0"), "--seconds 0"),
+        (("padre", "--update-baseline"), "takes a reason"),
+        (("padre", "--update-baseline", "--why", "x", "--baseline", "no/b.jsonl"), "no/b.jsonl"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "") and said in err and len(err.strip().splitlines()) == 1
+
+
+RECIPE = """
+from edgeport.types import Recipe, TensorSpec
+
+RECIPE = Recipe(
+    name="mine",
+    title="mine",
+    paper="none",
+    variants={{"net": "edgeport_recipes.padre.model:padre2"}},
+    default_variant="net",
+    inputs=lambda **_: (TensorSpec("x", "float32", (1, 2)),),
+    calibration="edgeport_recipes._shared.images:feeds",
+    check={check},
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("check_options", "said"),
+    [("{}", "does not say how it is checked"), ('{"devise": "s24"}', "devise")],
+)
+def test_a_users_recipe_says_how_it_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check_options: str, said: str
+) -> None:
+    (tmp_path / "edgeport.toml").write_text('[recipes]\npaths = ["mine"]\n')
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recipe.py").write_text(RECIPE.format(check=check_options))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=said):
+        find_subjects(["mine"])
+
+
 def test_an_unknown_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="padr"):
         check(["padr"], baseline=tmp_path / "none.jsonl")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -58,10 +59,14 @@ class Served:
     """A loaded model in its own process; `cold_ms` is from its start to its first answer.
 
     `load_ms` is the loading of the file, without the import of the runtime; `first_ms` the first
-    run. Raises StageFailed, with the last line of its stderr, where it does not answer.
+    run. Raises StageFailed, with the last line of its stderr, where it ends or does not answer
+    within `seconds`.
     """
 
-    def __init__(self, request: Request, work: Path, module: str = __name__) -> None:
+    def __init__(
+        self, request: Request, work: Path, module: str = __name__, seconds: float = 600.0
+    ) -> None:
+        self._seconds = seconds
         self._outputs = Path(request.outputs)
         work.mkdir(parents=True, exist_ok=True)
         file = work / "request.json"
@@ -128,7 +133,12 @@ class Served:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        ready, _, _ = select.select([self._process.stdout], [], [], self._seconds)
+        if not ready:
+            raise StageFailed(
+                "measure", f"{self._name} gave no answer in {self._seconds:g} s (--timeout)"
+            )
+        line = self._process.stdout.readline()  # an answer is one line
         if line:
             return dict(json.loads(line))
         code = self._process.wait()

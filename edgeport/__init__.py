@@ -12,17 +12,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Diagnosis", "Export", "__version__", "examine", "export", "sensitivity"]
+__all__ = [
+    "Benchmark",
+    "Diagnosis",
+    "Export",
+    "__version__",
+    "examine",
+    "export",
+    "run_benchmark",
+    "sensitivity",
+]
 
 _HOMES = {
     "Export": "edgeport.pipeline",
     "export": "edgeport.pipeline",
     "sensitivity": "edgeport.pipeline",
+    "Benchmark": "edgeport.benchmarking",
+    "run_benchmark": "edgeport.benchmarking",
     "examine": "edgeport.doctor",
     "Diagnosis": "edgeport.diagnosis",
 }
 
 if TYPE_CHECKING:
+    from edgeport.benchmarking import Benchmark, run_benchmark
     from edgeport.diagnosis import Diagnosis
     from edgeport.doctor import examine
     from edgeport.pipeline import Export, export, sensitivity

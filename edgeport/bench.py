@@ -67,8 +67,8 @@ class Arm:
 class Settings:
     """How a comparison is run: threads of the runtimes, cores ((): all), seconds in all.
 
-    `blocks` is the least number; `cool_down` are seconds of rest between blocks, `timeout` those in
-    which a process has to answer.
+    `warmup_seconds` are the most for an arm in a block, `blocks` is the least number of those.
+    `cool_down` are seconds of rest between them, `timeout` those in which a process has to answer.
     """
 
     threads: int

@@ -23,6 +23,7 @@ from edgeport.traces import Comparison, Trace
 from edgeport.types import Serialisable
 
 COOL_DOWN_SECONDS = 10.0  # between blocks on a device
+LIMITS = Limits(seconds=900.0, memory_bytes=16 << 30)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Benchmark(Serialisable):
             f"{one.provenance}: {where}, {rest}",
             f"threads {told['threads']}, {versions}",
             f"{one.blocks} blocks of {self.settings.turns} turns, {one.calls} calls an arm; warm-up"
-            f" until stable, {self.settings.warmup_seconds:g} s at most in each block",
+            f" until stable, {self.settings.warmup_seconds:g} s an arm at most in each block",
         ]
 
     def rows(self) -> Iterator[tuple[str, ...]]:
@@ -117,7 +118,7 @@ def run_benchmark(
     blocks: int = 8,
     cool_down: float | None = None,
     samples_out: Path | None = None,
-    limits: Limits,
+    limits: Limits = LIMITS,
     progress: Callable[[str], None] = lambda step: None,
     **options: Any,
 ) -> Benchmark:

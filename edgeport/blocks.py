@@ -118,10 +118,10 @@ class HostBlocks:
     def _warm_up(self, held: Mapping[str, Served], order: random.Random) -> Mapping[str, float]:
         """Runs turns until every arm's median is stable; returns by how much each still moved."""
         recent: dict[str, list[float]] = {name: [] for name in held}
-        deadline = now_seconds() + self._settings.warmup_seconds
+        deadline = now_seconds() + self._settings.warmup_seconds * len(held)
         while True:
             for name in order.sample(list(held), len(held)):
-                median = statistics.median(held[name].turn(self._calls.get(name, 2)))
+                median = statistics.median(held[name].turn(self._calls.get(name, 1)))
                 recent[name].append(median)
                 self._calls.setdefault(name, turns_of(median, self._settings))
             moving = {name: _moved(medians) for name, medians in recent.items()}

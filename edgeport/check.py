@@ -21,7 +21,7 @@ from edgeport.config import ClaimTable, load_config
 from edgeport.errors import InputError, StageFailed, UnknownName
 from edgeport.evidence import evidence, evidence_of_failure
 from edgeport.fingerprint import environment_digest, file_sha256
-from edgeport.gate import RULES, Known, Rule, judge_changes, judge_claims
+from edgeport.gate import OTHER, RULES, Better, Known, Rule, judge_changes, judge_claims
 from edgeport.measure import machine_text
 from edgeport.plan import Options
 from edgeport.private import scratch_directory
@@ -293,9 +293,9 @@ def _of_tables(name: str, tables: Sequence[ClaimTable], file: Path | None) -> Su
         if table.data is not None
     }
     rules = {
-        table.claim.metric.partition(":")[0]: Rule("more", table.tolerance)
+        table.claim.metric.partition(":")[0]: _rule(table)
         for table in tables
-        if table.tolerance is not None
+        if table.evaluate or table.tolerance is not None
     }
     return Subject(
         name,
@@ -307,3 +307,9 @@ def _of_tables(name: str, tables: Sequence[ClaimTable], file: Path | None) -> Su
         rules,
         file,
     )
+
+
+def _rule(table: ClaimTable) -> Rule:
+    """Returns how the claim's metric may move: worse is the way that the claim forbids."""
+    better: Better = "less" if table.claim.op == "<=" else "more"
+    return Rule(better, OTHER.tolerance if table.tolerance is None else table.tolerance)

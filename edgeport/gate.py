@@ -36,6 +36,8 @@ RULES: Mapping[str, Rule] = {
 }
 OTHER = Rule("more", 0.005)
 """For what a user's own metric gives: shares such as accuracy, half a point."""
+MARGIN = 0.05
+"""What a ratio of times may fall where the noise floor is lower: two days differ by as much."""
 
 
 @dataclass(frozen=True)
@@ -189,10 +191,6 @@ def _judge_ratio(known: Known, now: Measurement, rule: Rule) -> tuple[Outcome, s
         return "pass", moved
     allowed = math.expm1(least)
     return "inconclusive", f"{moved} ± {error:.1%}, where {allowed:+.1%} is allowed: more --seconds"
-
-
-MARGIN = 0.05
-"""What a ratio of times may fall where the noise floor is lower: two days differ by as much."""
 
 
 def _half_log(interval: tuple[float, float] | None, value: float) -> float:

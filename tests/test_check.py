@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from support import conv_net, save
+from support import conv_net, gaussian, save
 
 from benchmarks.gate_faults import AS_IT_IS, NOTICED, check_padre
 from edgeport.baseline import read_baseline
@@ -129,6 +130,32 @@ def test_the_baseline_is_written_with_a_reason_and_then_held(
     code, out, _ = run(capsys, "--json")
     failed = [one for one in json.loads(out)["verdicts"] if one["outcome"] == "fail"]
     assert code == 1 and [one["metric"] for one in failed] == ["size_bytes:onnx"]
+
+
+@pytest.mark.parametrize(("op", "now", "outcome"), [(">=", 0.9, "fail"), ("<=", 0.9, "pass")])
+def test_a_users_own_metric_is_held_at_every_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op: str, now: float, outcome: str
+) -> None:
+    """Which way is better follows from the claim: a loss may fall, an accuracy may not."""
+    limit = 0.5 if op == ">=" else 2
+    claim = f'metric = "share"\nop = "{op}"\nlimit = {limit}\nprovenance = ["host"]\n'
+    more = 'data = "val.npz"\nevaluate = "metrics.py:share"\ntarget_runtime = "onnx"'
+    project(tmp_path, claim + more)
+    np.savez(tmp_path / "val.npz", image=gaussian([4, 3, 16, 16]), label=np.arange(4))
+    monkeypatch.chdir(tmp_path)
+
+    def score(value: float) -> None:
+        text = f"def share(outputs, targets):\n    return {value} * len(targets['label']) / 4\n"
+        (tmp_path / "metrics.py").write_text(text)
+
+    score(1.0)
+    file = tmp_path / "baseline.jsonl"
+    first = check(baseline=file, update=True, why="the first numbers")
+    assert [one.outcome for one in first.verdicts] == ["pass"]
+    score(now)
+    found = check(baseline=file).verdicts
+    changed = {one.metric: one.outcome for one in found if one.metric.startswith("share:")}
+    assert set(changed) >= {"share:capture", "share:passes"} and set(changed.values()) == {outcome}
 
 
 def test_nothing_judged_is_no_pass(

@@ -343,9 +343,13 @@ def test_nothing_is_left_when_we_are_ended(
 
 
 def running_workers(server: Server, model: str) -> list[str]:
-    """Returns the runner's processes once it hangs: its check, before, leaves no model there."""
+    """Returns the runner's processes once it hangs: its check, before, leaves no model there.
+
+    The copying of the request names it too, but not the runner.
+    """
     hanging = any((path / model).exists() for path in server.temporary.iterdir())
-    return [one for one in processes_in(server) if hanging and "request.json" in one]
+    words = ("runner.py", "request.json")
+    return [one for one in processes_in(server) if hanging and all(word in one for word in words)]
 
 
 def test_a_connection_that_is_lost(server: Server, tmp_path: Path) -> None:

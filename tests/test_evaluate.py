@@ -23,7 +23,7 @@ import edgeport
 from edgeport.compare import sqnr_db
 from edgeport.errors import InputError
 from edgeport.evaluate import Evaluation, evaluate
-from edgeport.metrics import bootstrap_interval, doubts_of, find_metric
+from edgeport.metrics import find_metric
 from edgeport.runtimes.onnx import Session
 
 pytestmark = pytest.mark.xdist_group("evaluate")  # its exports are made once
@@ -394,15 +394,3 @@ def test_data_that_does_not_fit(folder: Path, tmp_path: Path) -> None:
         scored(folder, limit=0)
     with pytest.raises(InputError, match="is no export"):
         evaluate(tmp_path, data=folder / "data.npz", metric="top1", limits=LIMITS)
-
-
-def test_the_bootstrap_is_near_the_normal_interval_and_repeats() -> None:
-    scores = (np.random.default_rng(3).random(1000) < 0.8).astype(float)
-    low, high = bootstrap_interval(scores)
-    half = 1.96 * scores.std() / np.sqrt(1000)
-    assert low == pytest.approx(scores.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(scores.mean() + half, abs=0.1 * half)
-    assert bootstrap_interval(scores) == (low, high)
-    assert doubts_of(scores) == ()
-    (said,) = doubts_of(np.ones(300))
-    assert "all 300 samples score the same" in said and "up to 1.0% of samples" in said

@@ -40,10 +40,9 @@ def _power(node: Node) -> Operation:
     if exponent is None:
         return lambda x, y: torch.pow(x, y).to(x.dtype)
     value = exponent.reshape(-1)[0].item()
-    if value == 2:
-        return lambda x, _: x * x
-    if value == -0.5:
-        return lambda x, _: torch.rsqrt(x)
+    plain = {2.0: lambda x, _: x * x, -0.5: lambda x, _: torch.rsqrt(x)}
+    if value in plain:
+        return plain[value]
     value = int(value) if value == int(value) else value
     return lambda x, _: torch.pow(x, value).to(x.dtype)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from torch import Tensor
@@ -24,14 +25,14 @@ class Blend:
     """What a whole scene shares: the rule, its sigma and beta, and the background.
 
     `background` is RGB in 0..1. `sigma` is in scene units for LC; `background_weight` is the
-    background's own weight in the sum.
+    background's own weight in the sum. While they are trained, these are tensors.
     """
 
     rule: Rule = "sorted"
-    sigma: float = 10.0
-    beta: float = 1.0
-    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    background_weight: float = 0.02
+    sigma: float | Tensor = 10.0
+    beta: float | Tensor = 1.0
+    background: tuple[float, float, float] | Tensor = (0.0, 0.0, 0.0)
+    background_weight: float | Tensor = 0.02
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,14 @@ class Splats:
     @property
     def degree(self) -> int:
         return int(self.sh.shape[1] ** 0.5) - 1
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Splats:
+        """Returns the splats with `change` applied to every tensor, such as a choice of rows."""
+        kept = {one.name: getattr(self, one.name) for one in fields(self)}
+        return Splats(**{name: None if old is None else change(old) for name, old in kept.items()})
+
+    def at_degree(self, degree: int) -> Splats:
+        """Returns the splats with no harmonics above `degree`."""
+        count = (min(degree, self.degree) + 1) ** 2
+        opacity_sh = None if self.opacity_sh is None else self.opacity_sh[:, :count]
+        return replace(self, sh=self.sh[:, :count], opacity_sh=opacity_sh)

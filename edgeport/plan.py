@@ -253,8 +253,9 @@ def _check_written(source: catalog.Source, runtimes: Sequence[str]) -> None:
             f"{source.text}: no recipe that writes {WRITTEN} files; leave --target-runtime out"
         )
     if WRITTEN in runtimes and len(runtimes) > 1:
-        raise InputError(f"{WRITTEN} is written by the recipe, and the others are compiled: export"
-            " it by itself")
+        raise InputError(
+            f"{WRITTEN} is written by the recipe, and the others are compiled: export it by itself"
+        )
 
 
 def _check_counts(counts: Mapping[str, int]) -> None:

@@ -66,7 +66,13 @@ def export(plan: Plan, cache: Cache, staging: Path, progress: Callable[[str], No
         inputs=wrote.result["inputs"],
         outputs=wrote.result["outputs"],
         latency=(),
-        facts={"read": shortened(files), "passes": [], "compiled": {}, "baseline": None},
+        facts={
+            "read": shortened(files),
+            "passes": [],
+            "compiled": {},
+            "baseline": None,
+            "measured": wrote.result["measured"],
+        },
         files=staging,
         warnings=cache.warnings,
     )
@@ -101,6 +107,7 @@ def _write(plan: Plan, directory: Path) -> Mapping[str, Any]:
         "artifact": plain(replace(artifact, bytes=size)),
         "inputs": _specs(wrote.feeds[0]),
         "outputs": _specs(references[0]),
+        "measured": [one.to_dict() for one in wrote.measured],
     }
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from edgeport_recipes.wsr_splatting import raster
 from edgeport_recipes.wsr_splatting.harmonics import basis
 from edgeport_recipes.wsr_splatting.splats import (
@@ -23,6 +21,7 @@ from edgeport_recipes.wsr_splatting.splats import (
     Blend,
     Splats,
 )
+from torch import Tensor
 
 _MARGIN = 0.15  # of the frame, by which the projection's slope is taken outside it
 

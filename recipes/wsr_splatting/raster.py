@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-
 from edgeport_recipes.wsr_splatting.splats import LEAST_ALPHA, MOST_ALPHA
+from torch import Tensor
 
 if TYPE_CHECKING:
     from edgeport_recipes.wsr_splatting.model import Projected

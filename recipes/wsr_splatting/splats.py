@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
+
+from edgeport.errors import InputError
 
 Rule = Literal["sorted", "dir", "exp", "lc"]
 RULES: tuple[Rule, ...] = ("sorted", "dir", "exp", "lc")
@@ -69,3 +72,28 @@ class Splats:
         count = (min(degree, self.degree) + 1) ** 2
         opacity_sh = None if self.opacity_sh is None else self.opacity_sh[:, :count]
         return replace(self, sh=self.sh[:, :count], opacity_sh=opacity_sh)
+
+
+def checked(splats: Splats, where: str) -> Splats:
+    """Returns the splats with unit quaternions; raises InputError for what cannot be drawn.
+
+    That is: no splats at all, a value that is not finite, a quaternion of length 0.
+    """
+    if splats.count == 0:
+        raise InputError(f"{where}: holds no splats; give a scene that was trained.")
+    for one in fields(splats):
+        values = getattr(splats, one.name)
+        if values is None:
+            continue
+        bad = ~torch.isfinite(values).flatten(1 if values.ndim > 1 else 0)
+        bad = bad.any(1) if bad.ndim > 1 else bad
+        if bad.any():
+            raise InputError(
+                f"{where}: {one.name} of {int(bad.sum())} splats are not finite, the first is "
+                f"splat {int(bad.nonzero()[0])}; remove them."
+            )
+    lengths = splats.rotations.norm(dim=1, keepdim=True)
+    if (lengths < 1e-6).any():
+        first = int((lengths[:, 0] < 1e-6).nonzero()[0])
+        raise InputError(f"{where}: splat {first} has a quaternion of length 0; remove it.")
+    return replace(splats, rotations=splats.rotations / lengths)

@@ -17,13 +17,16 @@ from typing import Any
 
 from edgeport import report
 from edgeport.cache import Cache, Entry
+from edgeport.errors import InputError
 from edgeport.feeds import PARITY_INPUTS, PARITY_OUTPUTS
 from edgeport.fingerprint import digest, file_sha256
 from edgeport.footprint import SourceFiles, base_key, shortened
 from edgeport.importing import importable, load_function, user_code
 from edgeport.plan import WRITTEN, Plan
+from edgeport.private import scratch_directory
 from edgeport.runtimes import RUNTIMES
-from edgeport.types import Artifact, NodeReport, Written, plain
+from edgeport.runtimes.webgpu_program import passes_of
+from edgeport.types import Artifact, Written, plain
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,11 @@ def export(plan: Plan, cache: Cache, staging: Path, progress: Callable[[str], No
     wrote = cache.step("write", key, partial(_write, plan), staging)
     shutil.copytree(wrote.directory, staging, dirs_exist_ok=True, ignore=_not_ours)
     progress(f"run {WRITTEN}")
-    chained = {"before": digest(key), "adapter": _adapter()}
-    ran = cache.step("run-written", chained, partial(_run, plan, wrote.directory), staging)
+    with scratch_directory() as folder:
+        adapter = _adapter(plan, folder)
+    chained = {"before": digest(key), "adapter": adapter}  # another one may give other numbers
+    run = partial(_run, plan, wrote.directory, adapter)
+    ran = cache.step("run-written", chained, run, staging)
     artifacts = [
         replace(Artifact.from_dict(entry.result["artifact"]), seconds=round(entry.seconds, 3))
         for entry in (wrote, ran)
@@ -100,7 +106,7 @@ def _write(plan: Plan, directory: Path) -> Mapping[str, Any]:
     save_samples(directory / PARITY_OUTPUTS, references)
     file = directory / RUNTIMES[WRITTEN].files[0]
     artifact = described(
-        file, "write", wrote.computed, notes=wrote.notes, nodes=_nodes(directory), runtime=WRITTEN
+        file, "write", wrote.computed, notes=wrote.notes, nodes=passes_of(directory), runtime=WRITTEN
     )
     size = sum(one.stat().st_size for one in directory.rglob("*") if one.is_file())
     return {
@@ -111,12 +117,6 @@ def _write(plan: Plan, directory: Path) -> Mapping[str, Any]:
     }
 
 
-def _nodes(directory: Path) -> tuple[NodeReport, ...]:
-    from edgeport.runtimes import webgpu
-
-    return tuple(webgpu.report_nodes(directory))
-
-
 def _specs(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"name": name, "dtype": array.dtype.name, "shape": list(array.shape)}
@@ -124,14 +124,26 @@ def _specs(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _adapter() -> str:
-    """Returns which adapter would run the files here: another one may give other numbers."""
-    from edgeport.runtimes.webgpu import adapter_text
+def _adapter(plan: Plan, folder: Path) -> str:
+    """Returns which adapter would run the files here, "" for none; a driver is vendor code."""
+    from edgeport.runtimes.worker import run_in_child
 
-    return adapter_text()
+    target = f"{__name__}:adapter_here"
+    return str(run_in_child(target, {}, stage="run", workdir=folder, limits=plan.limits))
 
 
-def _run(plan: Plan, wrote: Path, directory: Path) -> Mapping[str, Any]:
+def adapter_here() -> str:
+    """Returns the adapter's name and backend, "" where there is none; for a child process."""
+    from edgeport.runtimes.webgpu import find_adapter
+
+    try:
+        found = find_adapter()
+    except InputError:
+        return ""
+    return f"{found.name} ({found.backend})"
+
+
+def _run(plan: Plan, wrote: Path, adapter: str, directory: Path) -> Mapping[str, Any]:
     """Returns the parity of the files, run by this machine's adapter; a note where it has none."""
     from edgeport.parity import compared, described, hold, tolerance_db
     from edgeport.runtimes.lowering import run_compiled
@@ -139,7 +151,7 @@ def _run(plan: Plan, wrote: Path, directory: Path) -> Mapping[str, Any]:
 
     file = wrote / RUNTIMES[WRITTEN].files[0]
     computed = "fp16"
-    if not _adapter():
+    if not adapter:
         why = f"not compared with the reference: no adapter here ({RUNTIMES[WRITTEN].install})"
         missing = described(file, "run", computed, notes=(why,), runtime=WRITTEN)
         return {"artifact": plain(missing)}
@@ -147,5 +159,5 @@ def _run(plan: Plan, wrote: Path, directory: Path) -> Mapping[str, Any]:
     actual = run_compiled(WRITTEN, wrote, directory, inputs, plan.device, plan.limits)
     references = load_samples(wrote / PARITY_OUTPUTS)
     parity = compared(references, actual, "host", file_sha256(file))
-    hold(parity, tolerance_db(plan.source, plan.precision), "run", f"{file.name} on {_adapter()}")
+    hold(parity, tolerance_db(plan.source, plan.precision), "run", f"{file.name} on {adapter}")
     return {"artifact": plain(described(file, "run", computed, parity=parity, runtime=WRITTEN))}

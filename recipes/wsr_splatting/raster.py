@@ -18,7 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from edgeport_recipes.wsr_splatting.model import Projected
 
-TILE = (8, 16)  # width, height in pixels
+TILE = (8, 8)  # width, height in pixels: larger ones waste work on small splats
 CHUNK = 512  # splats at a time
 LEAST_TRANSMITTANCE = 1e-4  # the sorted renderer stops where every pixel of the tile is below
 

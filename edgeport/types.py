@@ -96,10 +96,11 @@ class Recipe:
 
     `variants` maps a name to "module:function"; the function is `build(seed, **options)` and gives
     an `nn.Module`. `inputs(**options)` gives the input specs. `calibration` names a function
-    `(specs, count, seed) -> list of feeds`. `comparisons` are settings of the options at which
-    a variant is timed against `baseline`, each with the words that the table shows. `check` are the
-    options of the export (`edgeport.plan.Options`) by which the claims are judged. `exporter` names
-    a function where the artifact is no nn.Module's; see `Written`.
+    `(specs, count, seed) -> list of feeds`; with a parameter `**options` it gets those too.
+    `comparisons` are settings of the options at which a variant is timed against `baseline`, each
+    with the words that the table shows. `check` are the options of the export
+    (`edgeport.plan.Options`) by which the claims are judged. `exporter` names a function where the
+    artifact is no nn.Module's; see `Written`.
     """
 
     name: str

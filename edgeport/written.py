@@ -106,7 +106,12 @@ def _write(plan: Plan, directory: Path) -> Mapping[str, Any]:
     save_samples(directory / PARITY_OUTPUTS, references)
     file = directory / RUNTIMES[WRITTEN].files[0]
     artifact = described(
-        file, "write", wrote.computed, notes=wrote.notes, nodes=passes_of(directory), runtime=WRITTEN
+        file,
+        "write",
+        wrote.computed,
+        notes=wrote.notes,
+        nodes=passes_of(directory),
+        runtime=WRITTEN,
     )
     size = sum(one.stat().st_size for one in directory.rglob("*") if one.is_file())
     return {

@@ -24,7 +24,6 @@ from edgeport.runtimes.webgpu_program import (
     Compute,
     Document,
     Draw,
-    Program,
     read_document,
 )
 from edgeport.types import NodeReport

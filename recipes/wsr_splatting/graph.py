@@ -6,12 +6,16 @@ splats is a column of [rows, N] tensors, so that nothing is gathered but by the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from edgeport_recipes.wsr_splatting.cameras import Camera, orbit
+from edgeport_recipes.wsr_splatting.harmonics import C0, basis
+from edgeport_recipes.wsr_splatting.model import scaled_axes
+from edgeport_recipes.wsr_splatting.splats import LOW_PASS, NEAR, Blend, Rule, Splats
+from edgeport_recipes.wsr_splatting.trained import GENERATED, SplatScene, load_trained, starting
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,8 +28,6 @@ from edgeport.rewrites.splatting import (
     replace_alpha_blend,
 )
 from edgeport.types import TensorSpec
-from edgeport_recipes.wsr_splatting.harmonics import C0, basis
-from edgeport_recipes.wsr_splatting.splats import LOW_PASS, NEAR, Blend, Splats
 
 MARGIN = 0.15  # of the frame: beyond it the slope of the projection is held
 
@@ -110,14 +112,81 @@ def _harmonics(splats: Splats) -> Tensor:
 
 def covariances(splats: Splats) -> Tensor:
     """Returns R S S R^T of each splat as xx, xy, xz, yy, yz, zz, [6, N]."""
-    w, x, y, z = nn.functional.normalize(splats.rotations, dim=1).T
-    turn = torch.stack(
-        [
-            torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)]),
-            torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)]),
-            torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]),
-        ]
-    )
-    half = turn * splats.log_scales.exp().T.unsqueeze(0)  # [3, 3, N]
+    axes = scaled_axes(splats)  # [3, N, 3]
     pairs = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
-    return torch.stack([(half[i] * half[j]).sum(0) for i, j in pairs])
+    return torch.stack([(axes[i] * axes[j]).sum(-1) for i, j in pairs])
+
+
+def sorted_blend(seed: int = 0, **options: Any) -> nn.Module:
+    """Returns the baseline, which sorts splats by depth and blends; options as for `build`."""
+    return build("sorted", seed, **options)
+
+
+def dir_sum(seed: int = 0, **options: Any) -> nn.Module:
+    """Returns the weighted sum with weights of 1; options as for `build`."""
+    return build("dir", seed, **options)
+
+
+def exp_sum(seed: int = 0, **options: Any) -> nn.Module:
+    """Returns the weighted sum with weights that fall exponentially; options as for `build`."""
+    return build("exp", seed, **options)
+
+
+def lc_sum(seed: int = 0, **options: Any) -> nn.Module:
+    """Returns the weighted sum with weights that fall linearly; options as for `build`."""
+    return build("lc", seed, **options)
+
+
+def build(
+    rule: Rule, seed: int, *, scene: str, splats: int, width: int, **_browser: Any
+) -> SplatRenderer:
+    """Returns the renderer of a scene's `splats` most opaque splats, `width` pixels wide.
+
+    Raises InputError for a scene that is none, and for sizes below 1.
+    """
+    for name, value in {"splats": splats, "width": width}.items():
+        if value < 1:
+            raise InputError(f"wsr_splatting: {name} is {value}; give 1 or more.")
+    found = _scene(scene, seed)
+    trained, blend = found.of(rule)
+    camera = resized(found.cameras[0], width)
+    fx, fy, cx, cy = camera.intrinsics.tolist()
+    model = SplatRenderer(most_opaque(trained, splats), blend, (fx, fy, cx, cy), camera.size)
+    if rule != "sorted":
+        settings = Sum(rule, float(blend.sigma), float(blend.beta), float(blend.background_weight))
+        replace_alpha_blend(model, settings)
+    return model.eval()
+
+
+def _scene(scene: str, seed: int) -> SplatScene:
+    return starting(seed) if scene == GENERATED else load_trained(scene)
+
+
+def most_opaque(splats: Splats, count: int) -> Splats:
+    """Returns the splats that cover most: by opacity times their two largest extents."""
+    extents = splats.log_scales.sort(dim=1, descending=True).values[:, :2].sum(1)
+    weight = torch.nn.functional.logsigmoid(splats.opacity_logits) + extents
+    kept = weight.topk(min(count, splats.count)).indices.sort().values
+    return splats.map(lambda values: values[kept])
+
+
+def resized(camera: Camera, width: int) -> Camera:
+    """Returns the camera with a frame so wide; the height follows, in whole pixels."""
+    height = max(1, round(camera.size[1] * width / camera.size[0]))
+    scale = torch.tensor([width / camera.size[0], height / camera.size[1]]).repeat(2)
+    return Camera(camera.name, camera.view, camera.intrinsics * scale, (width, height))
+
+
+def views(
+    specs: Sequence[TensorSpec], count: int, seed: int, *, scene: str = GENERATED, **_others: Any
+) -> list[dict[str, NDArray[np.floating]]]:
+    """Returns `count` views: of the scene's cameras in a seeded order, turned up to 4 degrees."""
+    (spec,) = specs
+    found = _scene(scene, 0)
+    rng = np.random.default_rng(seed)
+    feeds = []
+    for _ in range(count):
+        camera = found.cameras[int(rng.integers(len(found.cameras)))]
+        turned = orbit(camera, found.centre, float(rng.uniform(-4.0, 4.0)))
+        feeds.append({spec.name: turned.view.numpy().astype(np.float32)})
+    return feeds

@@ -222,7 +222,7 @@ def _speed(pair: Pair, fresh: bool, seconds: float, progress: Progress) -> Measu
 
 def _frames(directory: Path, fresh: bool, seconds: float, progress: Progress) -> Measurement:
     """Returns how much faster the first of a folder's two programs draws a frame."""
-    ours, theirs = webgpu_program.program_names(directory)
+    ours, theirs = (one.name for one in webgpu_program.read_document(directory).programs)
     with scratch_directory() as workdir:
         arms = [
             find_arm(f"{directory}:{name}", workdir, WRITTEN, False, progress, {})

@@ -143,7 +143,7 @@ def _part(file: Path, runtime: str, part: str) -> str:
         if part:
             raise InputError(f"{file.parent}:{part}: only files of {WRITTEN} have parts")
         return ""
-    programs = webgpu_program.program_names(file.parent)
+    programs = [one.name for one in webgpu_program.read_document(file.parent).programs]
     if part and part not in programs:
         raise UnknownName(f"program of {file.parent}", part, programs)
     return part or str(programs[0])

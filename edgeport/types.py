@@ -126,8 +126,8 @@ class Written:
     The files in `directory` are those of the runtime "webgpu". For each sample, `feeds` has the
     inputs, arrays by name, and `outputs` what the torch reference gives for them, arrays in the
     order of the runtime's own: by them the files are judged. `computed` is the type that is
-    computed in, `notes` are sentences, `measured` what else is known of them, such as the quality of
-    what was trained.
+    computed in, `notes` are sentences, `measured` what else is known, such as the quality of what
+    was trained.
     """
 
     computed: str

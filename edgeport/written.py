@@ -25,8 +25,7 @@ from edgeport.importing import importable, load_function, user_code
 from edgeport.plan import WRITTEN, Plan
 from edgeport.private import scratch_directory
 from edgeport.runtimes import RUNTIMES
-from edgeport.runtimes.webgpu_program import passes_of
-from edgeport.types import Artifact, Written, plain
+from edgeport.types import Artifact, NodeReport, Written, plain
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def _write(plan: Plan, directory: Path) -> Mapping[str, Any]:
         "write",
         wrote.computed,
         notes=wrote.notes,
-        nodes=passes_of(directory),
+        nodes=_nodes(directory),
         runtime=WRITTEN,
     )
     size = sum(one.stat().st_size for one in directory.rglob("*") if one.is_file())
@@ -120,6 +119,12 @@ def _write(plan: Plan, directory: Path) -> Mapping[str, Any]:
         "outputs": _specs(references[0]),
         "measured": [one.to_dict() for one in wrote.measured],
     }
+
+
+def _nodes(directory: Path) -> tuple[NodeReport, ...]:
+    from edgeport.runtimes.webgpu import report_nodes  # imports wgpu, and asks no driver
+
+    return tuple(report_nodes(directory))
 
 
 def _specs(sample: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -62,8 +62,8 @@ class Served:
     """A loaded model in its own process; `cold_ms` is from its start to its first answer.
 
     `load_ms` is the loading of the file, without the import of the runtime; `first_ms` the first
-    run; `environment` what only the process knows of where it computes. Raises StageFailed, with the last line of its stderr, where it ends or does not answer
-    within `seconds`.
+    run; `environment` what only the process knows of where it computes. Raises StageFailed, with
+    the last line of its stderr, where it ends or does not answer within `seconds`.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ def alphas(features: Tensor, pixels: Tensor) -> Tensor:
     x, y, a, b, c, opacity = features[:6].unsqueeze(1)  # each [1, N]
     dx, dy = pixels[0].unsqueeze(1) - x, pixels[1].unsqueeze(1) - y
     power = dx * (a * dx + 2 * b * dy) + c * dy * dy
-    alpha = opacity * torch.exp(-0.5 * power.clamp(max=MOST_POWER))
+    alpha: Tensor = opacity * torch.exp(-0.5 * power.clamp(max=MOST_POWER))
     return alpha * (alpha >= LEAST_ALPHA)
 
 
@@ -66,6 +66,8 @@ class AlphaBlend(nn.Module):
 
     Maps features [10, N] and pixels [2, P]; ties of depth go by the splats' order.
     """
+
+    background: Tensor
 
     def __init__(self, background: tuple[float, float, float]) -> None:
         super().__init__()
@@ -90,6 +92,8 @@ class WeightedSum(nn.Module):
     is larger than P times `chunk`; N is padded by splats of opacity 0.
     """
 
+    background: Tensor
+
     def __init__(
         self, background: tuple[float, float, float], settings: Sum, chunk: int = 256
     ) -> None:
@@ -103,7 +107,7 @@ class WeightedSum(nn.Module):
 
     def forward(self, features: Tensor, pixels: Tensor) -> Tensor:
         total = self.background  # colour * weight and weight, [1, 4]; [P, 4] after the first chunk
-        for part in features.split(self.chunk, dim=1):
+        for part in torch.split(features, self.chunk, dim=1):
             weights = self.depth_weights(part[-1]).unsqueeze(1)
             terms = torch.cat([part[6:9].T, torch.ones_like(weights)], dim=1) * weights
             total = total + alphas(part, pixels) @ terms

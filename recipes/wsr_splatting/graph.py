@@ -95,7 +95,7 @@ class SplatRenderer(nn.Module):
         return [xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z]
 
     def _shade(self, turn: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the colour [3, N] and the factor of the opacity [N], both seen from the camera."""
+        """Returns the colour [3, N] and the factor of the opacity [N], seen from the camera."""
         direction = turn.T @ (p * torch.rsqrt((p * p).sum(0, keepdim=True)))
         shaded = (self.harmonics * basis(direction.T, self.degree)).sum(2)
         return torch.relu(shaded[:3] + 0.5), shaded[3]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from edgeport.errors import InputError
 
 FEATURES = ("x", "y", "a", "b", "c", "opacity", "red", "green", "blue", "depth")
-"""Centre in pixels; the inverse of the 2-D covariance, a x^2 + 2 b x y + c y^2; opacity, 0 for a
-splat that is not drawn; colour; depth in scene units."""
+"""Centre, in the unit of length of the pixels that are given with it; the inverse of the covariance
+in 2-D, as a x^2 + 2 b x y + c y^2; opacity, 0 for a splat that is not drawn; colour; depth."""
 
 LEAST_ALPHA = 1 / 255  # below it a splat adds nothing to a pixel
 MOST_ALPHA = 0.99  # what alpha blending takes for opaque

@@ -29,6 +29,7 @@ from edgeport.rewrites.splatting import (
 )
 from edgeport.types import TensorSpec
 
+UNIT = 16.0  # pixels: in it the variance of a near splat is a 16-bit float, in pixels it is not
 MARGIN = 0.15  # of the frame: beyond it the slope of the projection is held
 
 
@@ -50,10 +51,10 @@ class SplatRenderer(nn.Module):
         super().__init__()
         self.intrinsics, self.size, self.degree = intrinsics, size, splats.degree
         self.register_buffer("positions", splats.positions.T.contiguous())
-        self.register_buffer("covariances", covariances(splats))
+        self.register_buffer("axes", scaled_axes(splats).permute(0, 2, 1).reshape(3, -1))
         self.register_buffer("opacities", torch.sigmoid(splats.opacity_logits))
         self.register_buffer("harmonics", _harmonics(splats))
-        self.register_buffer("pixels", pixel_centres(*size))
+        self.register_buffer("pixels", pixel_centres(*size) / UNIT)
         self.blend: nn.Module = AlphaBlend(blend.background)
 
     def forward(self, view: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class SplatRenderer(nn.Module):
         return image.T.reshape(1, 3, self.size[1], self.size[0])
 
     def project(self, view: Tensor) -> Tensor:
-        """Returns the features of every splat in this camera, [10, N]."""
+        """Returns the features of every splat in this camera, [10, N]; lengths in units."""
         turn, shift = view[:3, :3], view[:3, 3:]
         p = turn @ self.positions + shift
         depth = p[2].clamp(min=NEAR)  # those nearer are not drawn; nothing divides by 0
@@ -71,28 +72,26 @@ class SplatRenderer(nn.Module):
         colour, factor = self._shade(turn, p)
         opacity = self.opacities * factor * (p[2] > NEAR)
         opacity = opacity * (opacity >= LEAST_ALPHA)
-        centre = torch.stack([fx * x + cx, fy * y + cy])
+        centre = torch.stack([fx / UNIT * x + cx / UNIT, fy / UNIT * y + cy / UNIT])
         return torch.cat([centre, conic, opacity.unsqueeze(0), colour, depth.unsqueeze(0)])
 
     def _conic(self, turn: Tensor, x: Tensor, y: Tensor, depth: Tensor) -> Tensor:
-        """Returns the inverse of J W Sigma W^T J^T + 0.3 I as a, b, c, [3, N]."""
+        """Returns the inverse of J W Sigma W^T J^T + 0.3 I as a, b, c, [3, N], in units.
+
+        Sigma is R S S R^T: the three axes R S of a splat are turned and projected, and the sums of
+        their squares are the variances. In 16-bit floats the entries of Sigma would be subnormal.
+        """
         (fx, fy, cx, cy), (width, height) = self.intrinsics, self.size
         x = x.clamp(-(cx + MARGIN * width) / fx, (width - cx + MARGIN * width) / fx)
         y = y.clamp(-(cy + MARGIN * height) / fy, (height - cy + MARGIN * height) / fy)
-        # Rows of J W: each is a combination of the rows of the rotation.
-        u = [fx / depth * (turn[0, k] - x * turn[2, k]) for k in range(3)]
-        v = [fy / depth * (turn[1, k] - y * turn[2, k]) for k in range(3)]
-        su, sv = self._times_covariance(u), self._times_covariance(v)
-        uu = sum(a * b for a, b in zip(u, su)) + LOW_PASS
-        uv = sum(a * b for a, b in zip(u, sv))
-        vv = sum(a * b for a, b in zip(v, sv)) + LOW_PASS
-        area = uu * vv - uv * uv
-        return torch.stack([vv / area, -uv / area, uu / area])
-
-    def _times_covariance(self, row: Sequence[Tensor]) -> list[Tensor]:
-        xx, xy, xz, yy, yz, zz = self.covariances
-        x, y, z = row
-        return [xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z]
+        axes = (turn @ self.axes).reshape(3, 3, -1)  # coordinate, axis, splat
+        u = fx / UNIT / depth * (axes[0] - x * axes[2])
+        v = fy / UNIT / depth * (axes[1] - y * axes[2])
+        low_pass = LOW_PASS / UNIT**2
+        uu, uv, vv = (u * u).sum(0) + low_pass, (u * v).sum(0), (v * v).sum(0) + low_pass
+        slope = uv / vv  # the determinant uu vv - uv^2 would overflow
+        a = 1 / (uu - uv * slope)
+        return torch.stack([a, -slope * a, uu / vv * a])
 
     def _shade(self, turn: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the colour [3, N] and the factor of the opacity [N], seen from the camera."""
@@ -108,13 +107,6 @@ def _harmonics(splats: Splats) -> Tensor:
         own = torch.zeros(splats.sh.shape[:2])
         own[:, 0] = 1 / C0
     return torch.cat([splats.sh.permute(2, 0, 1), own.unsqueeze(0)]).contiguous()
-
-
-def covariances(splats: Splats) -> Tensor:
-    """Returns R S S R^T of each splat as xx, xy, xz, yy, yz, zz, [6, N]."""
-    axes = scaled_axes(splats)  # [3, N, 3]
-    pairs = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
-    return torch.stack([(axes[i] * axes[j]).sum(-1) for i, j in pairs])
 
 
 def sorted_blend(seed: int = 0, **options: Any) -> nn.Module:

@@ -55,6 +55,10 @@ fn project_visible(
   @builtin(local_invocation_index) thread: u32,
 ) {
   let index = index_of(group, groups, thread);
+  if (thread == 0u) {
+    atomicStore(&found, 0u);  // WGSL says that it is 0 already; lavapipe leaves what was there
+  }
+  workgroupBarrier();
   var seen: Projected;
   var place = 0u;
   if (index < SPLATS) {

@@ -67,7 +67,8 @@ class Trainable:
 
     def final(self) -> tuple[Splats, Blend]:
         """Returns what is saved: tensors without gradients, and plain numbers."""
-        blend = self.blend()
+        with torch.no_grad():
+            blend = self.blend()
         red, green, blue = blend.background.tolist()
         return self.splats(self.settings.degree).map(Tensor.detach), Blend(
             blend.rule,
@@ -167,6 +168,8 @@ def first_sigma(scene: Scene, settings: Settings) -> float:
     views = torch.stack([scene.cameras[one].view[2] for one in scene.training])
     depths = (scene.points @ views[:, :3].T + views[:, 3]).flatten()
     depths = depths[depths > 0]
+    if not len(depths):
+        return 1.0  # nothing is seen, which training tells
     depths = depths[:: len(depths) // 1_000_000 + 1]
     if settings.method == "exp":
         return 1 / float(depths.median())

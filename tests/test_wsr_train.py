@@ -332,7 +332,7 @@ def test_popping_shows_where_depths_change_places() -> None:
     }
     assert changes["sorted"]["largest_change"] > 0.3
     assert changes["lc"]["largest_change"] < 0.1
-    assert changes["sorted"]["largest_jump"] > 10 * changes["lc"]["largest_jump"]
+    assert changes["sorted"]["largest_jump"] > 5 * changes["lc"]["largest_jump"]
     assert changes["lc"]["mean_change"] > 0
 
 

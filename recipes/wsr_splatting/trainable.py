@@ -67,15 +67,14 @@ class Trainable:
 
     def final(self) -> tuple[Splats, Blend]:
         """Returns what is saved: tensors without gradients, and plain numbers."""
-        with torch.no_grad():
-            blend = self.blend()
+        blend = self.blend()
         red, green, blue = blend.background.tolist()
         return self.splats(self.settings.degree).map(Tensor.detach), Blend(
             blend.rule,
-            sigma=float(blend.sigma),
-            beta=float(blend.beta),
+            sigma=float(blend.sigma.detach()),
+            beta=float(blend.beta.detach()),
             background=(red, green, blue),
-            background_weight=float(blend.background_weight),
+            background_weight=float(blend.background_weight.detach()),
         )
 
     @torch.no_grad()

@@ -71,10 +71,10 @@ class Trainable:
         red, green, blue = blend.background.tolist()
         return self.splats(self.settings.degree).map(Tensor.detach), Blend(
             blend.rule,
-            sigma=float(blend.sigma),
-            beta=float(blend.beta),
+            sigma=float(blend.sigma.detach()),
+            beta=float(blend.beta.detach()),
             background=(red, green, blue),
-            background_weight=float(blend.background_weight),
+            background_weight=float(blend.background_weight.detach()),
         )
 
     @torch.no_grad()
@@ -167,6 +167,8 @@ def first_sigma(scene: Scene, settings: Settings) -> float:
     views = torch.stack([scene.cameras[one].view[2] for one in scene.training])
     depths = (scene.points @ views[:, :3].T + views[:, 3]).flatten()
     depths = depths[depths > 0]
+    if not len(depths):
+        return 1.0  # nothing is seen, which training tells
     depths = depths[:: len(depths) // 1_000_000 + 1]
     if settings.method == "exp":
         return 1 / float(depths.median())

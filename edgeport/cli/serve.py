@@ -39,8 +39,8 @@ def serve(directory: Path, port: int, lan: bool, once: bool, verbose: bool) -> N
     if lan:
         qr_code("edgeport")  # a missing package is told before anything is served
     with serving(directory, port=port, lan=lan, tell=click.echo) as service:
-        _announce(service, lan)
         try:
+            _announce(service, lan)
             _wait(service, once)
         except KeyboardInterrupt as error:
             if type(error) is not KeyboardInterrupt:  # SIGTERM and SIGHUP keep their exit codes

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ _FLAGS = (
     "--remote-debugging-pipe",
     "about:blank",
 )
-_NO_GPU = ("--disable-gpu",)
+NO_GPU = ("--disable-gpu",)
 # SwiftShader, a GPU in software, for WebGPU and for WebGL.
-_SOFTWARE_GPU = (
+SOFTWARE_GPU = (
     "--enable-unsafe-webgpu",
     "--use-webgpu-adapter=swiftshader",
     "--use-vulkan=swiftshader",  # without, a canvas cannot show what WebGPU drew
@@ -125,8 +125,8 @@ class Browser:
 
 
 @contextmanager
-def browsing(gpu: bool = False) -> Iterator[Browser]:
-    """Yields a browser with a profile of its own, which goes with the block; `gpu`: in software."""
+def browsing(flags: Sequence[str] = NO_GPU) -> Iterator[Browser]:
+    """Yields a browser with a profile of its own, which goes with the block."""
     chromium = shutil.which("chromium")
     assert chromium is not None, "needs chromium: apt-get install chromium"
     commands, write_to = os.pipe()
@@ -139,7 +139,7 @@ def browsing(gpu: bool = False) -> Iterator[Browser]:
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [chromium, f"--user-data-dir={profile}", *(_SOFTWARE_GPU if gpu else _NO_GPU), *_FLAGS],
+            [chromium, f"--user-data-dir={profile}", *flags, *_FLAGS],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -92,7 +92,8 @@ export class Orbit {
     };
   }
 
-  // Angles in radians; the camera stops short of standing on its head.
+  // Radians: a positive yaw takes the camera to its right, a positive pitch down; it stops short of
+  // standing on its head.
   turn(yaw, pitch) {
     this.pose = this.#rotate(this.up, yaw);
     const pitched = this.#rotate(this.pose.right, pitch);

@@ -24,7 +24,7 @@ export function listen(canvas, orbit, moved) {
     pointers.set(event.pointerId, now);
     travelled += Math.hypot(now.x - before.x, now.y - before.y);
     if (pointers.size === 1) {
-      orbit.turn(TURN * (before.x - now.x) * -1, TURN * (before.y - now.y));
+      orbit.turn(TURN * (before.x - now.x), TURN * (before.y - now.y));
     } else if (pointers.size === 2) {
       const nowApart = distance();
       if (nowApart > 0 && apart > 0) orbit.zoom(apart / nowApart);
@@ -50,10 +50,10 @@ export function listen(canvas, orbit, moved) {
     moved();
   }, { passive: false });
   const keys = {
-    ArrowLeft: () => orbit.turn(KEY_TURN, 0),
-    ArrowRight: () => orbit.turn(-KEY_TURN, 0),
-    ArrowUp: () => orbit.turn(0, KEY_TURN),
-    ArrowDown: () => orbit.turn(0, -KEY_TURN),
+    ArrowLeft: () => orbit.turn(-KEY_TURN, 0),
+    ArrowRight: () => orbit.turn(KEY_TURN, 0),
+    ArrowUp: () => orbit.turn(0, -KEY_TURN),
+    ArrowDown: () => orbit.turn(0, KEY_TURN),
     "+": () => orbit.zoom(0.9),
     "=": () => orbit.zoom(0.9),
     "-": () => orbit.zoom(1 / 0.9),

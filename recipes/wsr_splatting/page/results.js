@@ -62,6 +62,7 @@ export function show(results, titles, software) {
   $("copy").onclick = () => copy(JSON.stringify(results));
   $("post").onclick = () => post(results);
   $("json").hidden = true;
+  $("post").hidden = !new URLSearchParams(location.search).has("token");  // another server takes none
 }
 
 async function copy(text) {

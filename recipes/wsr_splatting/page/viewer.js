@@ -45,7 +45,7 @@ async function pickRenderer(program) {
 
 const adapterText = ({ adapter }) => [
   adapter.vendor, adapter.architecture, adapter.device, adapter.description,
-].filter(Boolean).join(", ") || "not told";
+].filter(Boolean).join(" ") || "an adapter without a name";
 
 const isSoftware = (renderer) => renderer.fallback || SOFTWARE.test(adapterText(renderer));
 
@@ -53,7 +53,8 @@ function describe(program, renderer) {
   const { splats, rule } = program.facts;
   const counts = [...new Set(renderer.programs.map((name) => splats[name]))];
   $("about").textContent = `${counts.map((n) => n.toLocaleString("en")).join(" and ")} splats;`
-    + ` the sort-free renderer weighs by the rule ${rule.toUpperCase()}.`;
+    + ` the sort-free renderer weighs by the rule ${rule.toUpperCase()}.`
+    + ` Drawn by ${renderer.title} on ${adapterText(renderer)}.`;
   const rows = {
     Renderer: renderer.title,
     ...(renderer.why ? { "Why not WebGPU": renderer.why } : {}),

@@ -1,0 +1,49 @@
+"""Files that are replaced whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from edgeport.errors import InputError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replaces the file `path`; readers and a killed writer leave the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; choose where it can be written.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the file's content; raises InputError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give a file that can be read.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the file's object; raises InputError where it holds none."""
+    try:
+        value = json.loads(read_bytes(path).decode("utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); write it again.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object; give a camera file.")
+    return value

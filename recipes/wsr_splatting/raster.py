@@ -1,0 +1,271 @@
+"""Tiles, and the two ways to blend splats inside one, with gradients in closed form.
+
+The exponent of a splat is a quadratic polynomial of the pixel, so that a tile's alphas are
+exp(M P): M holds the monomials x^2, xy, y^2, x, y, 1 of the tile's pixels, in coordinates from its
+centre (they stay small, which 32-bit floats need), and P the six coefficients of each splat, ln of
+its opacity included. Both renderers and their gradients are then a few matrix products per tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from edgeport_recipes.wsr_splatting.splats import LEAST_ALPHA, MOST_ALPHA
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from edgeport_recipes.wsr_splatting.model import Projected
+
+TILE = (8, 16)  # width, height in pixels
+CHUNK = 512  # splats at a time
+LEAST_TRANSMITTANCE = 1e-4  # the sorted renderer stops where every pixel of the tile is below
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Which splats may reach which tile of a frame.
+
+    splats [P] is an index per pair, tile by tile and in the order given within one; the pairs of
+    tile t (row-major) are bounds[t]..bounds[t + 1]; centres [P, 2] are those of the pairs' tiles.
+    """
+
+    splats: Tensor
+    centres: Tensor
+    bounds: tuple[int, ...]
+    columns: int
+    rows: int
+
+
+def weighted_sum(seen: Projected, size: tuple[int, int]) -> Tensor:
+    """Returns [h, w, 4]: the sums over the splats of c alpha w and of alpha w."""
+    index = seen.visible.nonzero()[:, 0]
+    weights = seen.weights[index, None]
+    features = torch.cat([seen.colours[index] * weights, weights], -1)
+    return _draw(WeightedSum, seen, index, features, size)
+
+
+def alpha_blend(seen: Projected, size: tuple[int, int]) -> Tensor:
+    """Returns [h, w, 4]: the colours blended front to back, and the transmittance behind all."""
+    index = seen.visible.nonzero()[:, 0]
+    index = index[seen.depths[index].detach().argsort(stable=True)]
+    return _draw(AlphaBlend, seen, index, seen.colours[index], size)
+
+
+def _draw(
+    function: type[torch.autograd.Function],
+    seen: Projected,
+    index: Tensor,
+    features: Tensor,
+    size: tuple[int, int],
+) -> Tensor:
+    means, conics = seen.means[index], seen.conics[index]
+    levels = seen.opacities[index].log()
+    with torch.no_grad():
+        tiles = assign(means, conics, levels, size)
+    return untile(function.apply(means, conics, levels, features, tiles), tiles, size)
+
+
+def assign(means: Tensor, conics: Tensor, levels: Tensor, size: tuple[int, int]) -> Tiles:
+    """Returns the tiles that each splat's ellipse alpha = 1/255 has a pixel's centre in or near.
+
+    `levels` [N] is ln of the opacities; the ellipse is r^2 = 2 ln(255 o).
+    """
+    columns, rows = -(-size[0] // TILE[0]), -(-size[1] // TILE[1])
+    a, b, c = conics.unbind(-1)
+    squares = 2 * (levels - torch.log(levels.new_tensor(LEAST_ALPHA)))
+    spread = (squares.clamp(min=0) / (a * c - b * b))[:, None] * torch.stack([c, a], -1)
+    extents = spread.sqrt() + 1e-3  # never a pixel less for rounding
+    frame = means.new_tensor(size)
+    first = (means - extents - 0.5).ceil().clamp(min=0)
+    last = torch.minimum((means + extents - 0.5).floor(), frame - 1)
+    tile = means.new_tensor(TILE)
+    low, high = (first / tile).floor().long(), (last / tile).floor().long()
+    across, down = ((high - low + 1) * (last >= first).all(-1, keepdim=True)).unbind(-1)
+    counts = across * down
+    splats = torch.repeat_interleave(counts)
+    within = torch.arange(len(splats)) - (counts.cumsum(0) - counts)[splats]
+    x = low[splats, 0] + within % across[splats]
+    y = low[splats, 1] + within // across[splats]
+    ids, order = (y * columns + x).sort(stable=True)
+    bounds = torch.searchsorted(ids, torch.arange(columns * rows + 1)).tolist()
+    centres = (torch.stack([ids % columns, ids // columns], -1) + 0.5) * tile
+    return Tiles(splats[order], centres, tuple(bounds), columns, rows)
+
+
+def untile(tiled: Tensor, tiles: Tiles, size: tuple[int, int]) -> Tensor:
+    """Returns [h, w, C] from [tiles, pixels of one, C]."""
+    width, height = TILE
+    grid = tiled.view(tiles.rows, tiles.columns, height, width, -1).transpose(1, 2)
+    image = grid.reshape(tiles.rows * height, tiles.columns * width, -1)
+    return image[: size[1], : size[0]]
+
+
+def monomials(like: Tensor) -> Tensor:
+    """Returns x^2, xy, y^2, x, y, 1 [pixels, 6] of a tile's pixels, from its centre."""
+    width, height = TILE
+    x = torch.arange(width).to(like) + 0.5 - width / 2
+    y = (torch.arange(height).to(like) + 0.5 - height / 2)[:, None]
+    x, y = x.expand(height, width).flatten(), y.expand(height, width).flatten()
+    return torch.stack([x * x, x * y, y * y, x, y, torch.ones_like(x)], -1)
+
+
+def coefficients(means: Tensor, conics: Tensor, levels: Tensor, tiles: Tiles) -> Tensor:
+    """Returns P [6, pairs]: ln alpha of each pair's splat as a polynomial of the tile's pixels."""
+    x, y = (means[tiles.splats] - tiles.centres).unbind(-1)
+    a, b, c = conics[tiles.splats].unbind(-1)
+    p, q = a * x + b * y, b * x + c * y
+    constant = levels[tiles.splats] - 0.5 * (x * p + y * q)
+    return torch.stack([-0.5 * a, -b, -0.5 * c, p, q, constant])
+
+
+def pull_back(
+    slopes: Tensor, means: Tensor, conics: Tensor, tiles: Tiles
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns dL/d(means, conics, levels) from `slopes` [pairs, 6] = dL/dP, the transpose of
+    `coefficients`."""
+    xx, xy, yy, x, y, one = slopes.unbind(-1)
+    mx, my = (means[tiles.splats] - tiles.centres).unbind(-1)
+    dx, dy = x - mx * one, y - my * one  # moments from the splat's own centre
+    moments = torch.stack(
+        [
+            dx,
+            dy,
+            -0.5 * (xx - mx * (x + dx)),
+            -(xy - mx * y - my * dx),
+            -0.5 * (yy - my * (y + dy)),
+            one,
+        ],
+        -1,
+    )
+    total = moments.new_zeros(len(means), 6).index_add_(0, tiles.splats, moments)
+    a, b, c = conics.unbind(-1)
+    x, y = total[:, 0], total[:, 1]
+    return torch.stack([a * x + b * y, b * x + c * y], -1), total[:, 2:5], total[:, 5]
+
+
+def pieces(tiles: Tiles) -> list[tuple[int, int, int]]:
+    """Returns (tile, start, end) of at most CHUNK pairs each, in order."""
+    return [
+        (tile, start, min(start + CHUNK, end))
+        for tile, (first, end) in enumerate(zip(tiles.bounds, tiles.bounds[1:]))
+        for start in range(first, end, CHUNK)
+    ]
+
+
+def alphas_of(pixels: Tensor, piece: Tensor) -> Tensor:
+    """Returns exp(M P) [pixels, n], 0 where below 1/255."""
+    alphas = (pixels @ piece).exp_()
+    # threshold keeps what is above; the cut keeps 1/255 itself
+    return torch.nn.functional.threshold_(alphas, LEAST_ALPHA * (1 - 1e-7), 0.0)
+
+
+class WeightedSum(torch.autograd.Function):
+    """sum alpha f over the splats of each tile; [tiles, pixels, F]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, means: Tensor, conics: Tensor, levels: Tensor, features: Tensor, tiles: Tiles
+    ) -> Tensor:
+        pixels = monomials(means)
+        polynomials = coefficients(means, conics, levels, tiles)
+        values = features[tiles.splats]
+        sums = means.new_zeros(len(tiles.bounds) - 1, len(pixels), features.shape[1])
+        for tile, start, end in pieces(tiles):
+            alphas = alphas_of(pixels, polynomials[:, start:end])
+            sums[tile].addmm_(alphas, values[start:end])
+        ctx.save_for_backward(means, conics, polynomials, values)
+        ctx.tiles = tiles
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        means, conics, polynomials, values = ctx.saved_tensors
+        pixels = monomials(means)
+        slope = slope.contiguous()
+        slopes = means.new_empty(len(values), 6)
+        value_slopes = torch.empty_like(values)
+        for tile, start, end in pieces(ctx.tiles):
+            alphas = alphas_of(pixels, polynomials[:, start:end])
+            torch.mm(alphas.T, slope[tile], out=value_slopes[start:end])
+            alphas *= slope[tile] @ values[start:end].T
+            torch.mm(alphas.T, pixels, out=slopes[start:end])
+        grads = pull_back(slopes, means, conics, ctx.tiles)
+        return *grads, _to_splats(value_slopes, ctx.tiles, len(means)), None
+
+
+def _to_splats(values: Tensor, tiles: Tiles, count: int) -> Tensor:
+    return values.new_zeros(count, values.shape[1]).index_add_(0, tiles.splats, values)
+
+
+def blend_chunk(pixels: Tensor, piece: Tensor, through: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns alpha [pixels, n], the transmittance before each splat [pixels, n] and after all.
+
+    `through` [pixels] is the transmittance before the first.
+    """
+    alphas = alphas_of(pixels, piece).clamp_(max=MOST_ALPHA)
+    passed = alphas.new_empty(alphas.shape[0], alphas.shape[1] + 1)
+    passed[:, 0] = through
+    torch.sub(1, alphas, out=passed[:, 1:])
+    passed = torch.cumprod(passed, 1)
+    return alphas, passed[:, :-1], passed[:, -1]
+
+
+class AlphaBlend(torch.autograd.Function):
+    """sum c alpha T front to back, and the last T, of each tile; [tiles, pixels, 4]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, means: Tensor, conics: Tensor, levels: Tensor, colours: Tensor, tiles: Tiles
+    ) -> Tensor:
+        pixels = monomials(means)
+        polynomials = coefficients(means, conics, levels, tiles)
+        values = colours[tiles.splats]
+        blended = means.new_zeros(len(tiles.bounds) - 1, len(pixels), 4)
+        blended[..., 3] = 1
+        ctx.drawn = []
+        for piece in pieces(tiles):
+            tile, start, end = piece
+            if blended[tile, :, 3].max() < LEAST_TRANSMITTANCE:
+                continue
+            before = blended[tile, :, 3].clone()
+            alphas, passed, after = blend_chunk(pixels, polynomials[:, start:end], before)
+            blended[tile, :, :3].addmm_(alphas.mul_(passed), values[start:end])
+            blended[tile, :, 3] = after
+            ctx.drawn.append((piece, before))
+        ctx.save_for_backward(means, conics, polynomials, values, blended)
+        ctx.tiles = tiles
+        return blended
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        means, conics, polynomials, values, blended = ctx.saved_tensors
+        pixels = monomials(means)
+        slope = slope.contiguous()
+        slopes = means.new_zeros(len(values), 6)
+        value_slopes = torch.zeros_like(values)
+        behind = slope[..., 3] * blended[..., 3]  # dL/dC . (what lies behind the splat)
+        for (tile, start, end), before in reversed(ctx.drawn):
+            alphas, passed, _ = blend_chunk(pixels, polynomials[:, start:end], before)
+            shares = alphas * passed
+            colour_slope = slope[tile, :, :3]
+            torch.mm(shares.T, colour_slope, out=value_slopes[start:end])
+            shares *= colour_slope @ values[start:end].T
+            level_slopes, behind[tile] = _blend_slopes(alphas, shares, behind[tile])
+            torch.mm(level_slopes.T, pixels, out=slopes[start:end])
+        grads = pull_back(slopes, means, conics, ctx.tiles)
+        return *grads, _to_splats(value_slopes, ctx.tiles, len(means)), None
+
+
+def _blend_slopes(alphas: Tensor, shares: Tensor, behind: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns dL/d ln alpha [pixels, n], and `behind` with this chunk's part added.
+
+    With s_i = dL/dC . c_i alpha_i T_i and B_i the sum of s_j behind i:
+    dL/d ln alpha_i = s_i - alpha_i / (1 - alpha_i) B_i; 0 where alpha was held at its maximum.
+    """
+    sums = shares.cumsum(1)
+    total = sums[:, -1] + behind
+    rest = sums.neg_().add_(total[:, None])
+    slopes = shares.addcmul_(alphas / (alphas - 1), rest)
+    return slopes.masked_fill_(alphas >= MOST_ALPHA, 0.0), total

@@ -369,6 +369,14 @@ def test_a_handshake_that_waits_holds_up_nobody(lan: Client) -> None:
         assert fetched(lan, trusted)[0].startswith(b"HTTP/1.0 200")
 
 
+def test_a_handshake_that_never_ends_is_cut_off(
+    lan: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", lan.service.port), timeout=5) as connection:
+        assert connection.recv(1) == b""
+
+
 def test_the_key_is_in_no_file_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cryptography", reason='needs cryptography: pip install "edgeport[serve]"')
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

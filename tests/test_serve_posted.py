@@ -26,6 +26,7 @@ from serve_material import (
 from edgeport.errors import InputError
 from edgeport.fingerprint import file_sha256
 from edgeport.report import measurement_text
+from edgeport.serving.certificate import lan_addresses
 from edgeport.serving.posted import (
     MAX_BYTES,
     is_software,
@@ -152,6 +153,16 @@ def test_a_desktop_browser_here_is_host(client: Client) -> None:
     assert client.post(results(), DESKTOP) == (200, "kept as host\n")
     assert {one["provenance"] for one in client.kept} == {"host"}
     assert not any(one["self_reported"] for one in client.kept)
+
+
+def test_this_machines_own_address_is_host_too(tmp_path: Path) -> None:
+    try:
+        addresses = lan_addresses()
+    except InputError:
+        pytest.skip("this machine is on no network")
+    with client_of(make_export(tmp_path / "out"), addresses=addresses) as client:
+        assert client.host.startswith(addresses[0])
+        assert client.post(results(), DESKTOP) == (200, "kept as host\n")
 
 
 def test_posts_add_up_and_the_next_session_adds_more(tmp_path: Path) -> None:

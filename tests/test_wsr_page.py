@@ -214,6 +214,26 @@ def test_webgl2_draws_it_over_plain_http_from_another_address(
         assert complaints(browser) == []
 
 
+def test_the_sessions_certificate_makes_it_a_secure_context(
+    browser: Browser, exported: Exported, tmp_path: Path
+) -> None:
+    """Once the browser's warning is passed, --lan gives a phone WebGPU."""
+    pytest.importorskip("cryptography", reason='needs cryptography: pip install "edgeport[serve]"')
+    try:
+        lan_addresses()
+    except InputError:
+        pytest.skip("this machine is on no network")
+    browser.call("Security.setIgnoreCertificateErrors", ignore=True)
+    try:
+        with client_of(copied(exported, tmp_path), lan=True) as client:
+            told = opened(browser, f"{client.service.urls[0]}&renderer=webgl2")
+            assert "error" not in told
+            assert browser.value("location.protocol") == "https:"
+            assert browser.value("edgeport.missing") == "", "no reason against WebGPU"
+    finally:
+        browser.call("Security.setIgnoreCertificateErrors", ignore=False)
+
+
 @pytest.mark.parametrize(
     ("blend", "degree"),
     [

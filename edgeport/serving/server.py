@@ -121,14 +121,17 @@ class Server(ThreadingHTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answers one request within the time limits; nobody waits for another handshake."""
-        request.settimeout(SEND_SECONDS)
-        if self.tls is not None:
-            request = self.tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
-        clock = threading.Timer(REQUEST_SECONDS, _cut, (request,))
+        connection: list[socket.socket] = [request]  # what is cut: TLS takes the first one's place
+        clock = threading.Timer(REQUEST_SECONDS, _cut, (connection,))
         clock.daemon = True
         clock.start()
         try:
-            if isinstance(request, ssl.SSLSocket):
+            request.settimeout(SEND_SECONDS)
+            if self.tls is not None:
+                request = self.tls.wrap_socket(
+                    request, server_side=True, do_handshake_on_connect=False
+                )
+                connection[0] = request
                 request.do_handshake()
             Handler(request, client_address, self, clock)
         except (OSError, ValueError):
@@ -146,10 +149,11 @@ class Server(ThreadingHTTPServer):
         print(f"internal error while answering: {kind.__name__ if kind else ''}", file=sys.stderr)
 
 
-def _cut(connection: socket.socket) -> None:
+def _cut(connection: list[socket.socket]) -> None:
     """Ends a connection whose request takes too long; its thread sees the end of the stream."""
     try:
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # below TLS, which waits for an answer
+        # The socket's own: that of TLS would also drop the keys, which the thread is using.
+        socket.socket.shutdown(connection[0], socket.SHUT_RDWR)
     except OSError:
         return  # it has ended by itself
 

@@ -140,7 +140,7 @@ def _found(one: Measurement, limit: str = "") -> str:
     text = f"{one.metric} {number_text(one.value, one.unit, limit)}"
     if one.interval is not None and one.noise_floor is not None:
         text += f" [{one.interval[0]:.3g}, {one.interval[1]:.3g}], floor {one.noise_floor:.1%}"
-    return f"{text} ({one.provenance})"
+    return f"{text} ({one.origin})"
 
 
 # A change

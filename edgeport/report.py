@@ -215,5 +215,5 @@ def measurement_text(measured: Measurement) -> str:
     warned = "".join(f"; {warning}" for warning in measured.warnings)
     return (
         f"{measured.metric} {measured.value:.4g} {measured.unit}{low_high}"
-        f" ({measured.provenance}{count}{warned})"
+        f" ({measured.origin}{count}{warned})"
     )

@@ -197,7 +197,8 @@ class Measurement(Serialisable):
     """One number with its provenance, its samples, and what it was measured on.
 
     `metric` may say of what: "sqnr_db:tflite". `noise_floor` is the share by which two runs of one
-    thing differed where this was measured: a smaller difference is none.
+    thing differed where this was measured: a smaller difference is none. `self_reported` marks what
+    a page sent in: nobody but its sender saw it run.
     """
 
     metric: str
@@ -210,6 +211,12 @@ class Measurement(Serialisable):
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     warnings: tuple[str, ...] = ()
     noise_floor: float | None = None
+    self_reported: bool = False
+
+    @property
+    def origin(self) -> str:
+        """The provenance in words: "device, self-reported" where a page sent it in."""
+        return f"{self.provenance}, self-reported" if self.self_reported else self.provenance
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Measurement:

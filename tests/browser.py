@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,22 @@ from typing import Any
 _FLAGS = (
     "--headless",
     "--no-sandbox",  # as root, where tests run in a container
-    "--disable-gpu",
     "--disable-background-networking",
     "--disable-component-update",
     "--no-first-run",
     "--hide-scrollbars",
     "--remote-debugging-pipe",
     "about:blank",
+)
+NO_GPU = ("--disable-gpu",)
+# SwiftShader, a GPU in software, for WebGPU and for WebGL.
+SOFTWARE_GPU = (
+    "--enable-unsafe-webgpu",
+    "--use-webgpu-adapter=swiftshader",
+    "--use-vulkan=swiftshader",  # without, a canvas cannot show what WebGPU drew
+    "--enable-features=Vulkan",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
 )
 
 
@@ -69,8 +78,8 @@ class Browser:
             self.events.append(told)
         return told
 
-    def open(self, page: Path, *, width: int, height: int = 800, dark: bool = False) -> None:
-        """Shows a file, as a phone does where the width is a phone's; `events` start anew."""
+    def open(self, page: Path | str, *, width: int, height: int = 800, dark: bool = False) -> None:
+        """Shows a file or an address, as a phone does where it is as wide; `events` start anew."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -81,13 +90,16 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        url = page if isinstance(page, str) else page.resolve().as_uri()
+        self.call("Page.navigate", url=url)
         while not any(one["method"] == "Page.loadEventFired" for one in self.events):
             self._next()
 
     def value(self, expression: str) -> Any:
-        """Returns what JavaScript gives on the page, as plain JSON values."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Returns what JavaScript gives on the page, or promises, as plain JSON values."""
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -113,7 +125,7 @@ class Browser:
 
 
 @contextmanager
-def browsing() -> Iterator[Browser]:
+def browsing(flags: Sequence[str] = NO_GPU) -> Iterator[Browser]:
     """Yields a browser with a profile of its own, which goes with the block."""
     chromium = shutil.which("chromium")
     assert chromium is not None, "needs chromium: apt-get install chromium"
@@ -127,7 +139,7 @@ def browsing() -> Iterator[Browser]:
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [chromium, f"--user-data-dir={profile}", *_FLAGS],
+            [chromium, f"--user-data-dir={profile}", *flags, *_FLAGS],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -13,6 +13,7 @@ import pytest
 from support import ROOT
 
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+SUFFIXES = (".py", ".toml", ".jinja", ".html", ".css", ".js", ".svg", ".glsl", ".wgsl")
 
 
 def folders(top: Path, package: str) -> set[str]:
@@ -65,7 +66,7 @@ def test_the_wheel_holds_every_module_and_profile(wheel: list[str]) -> None:
     expected = {"edgeport/py.typed"}
     for package, folder in CONFIG["package-dir"].items():
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".toml", ".jinja") and "__pycache__" not in path.parts:
+            if path.suffix in SUFFIXES and "__pycache__" not in path.parts:
                 expected.add(f"{package}/{path.relative_to(ROOT / folder).as_posix()}")
     assert expected <= set(wheel)
     assert sum(name.startswith("edgeport/devices/") for name in expected) >= 9

@@ -27,6 +27,7 @@ from edgeport.cli.report import write_report
 from edgeport.cli.reproduce import reproduce
 from edgeport.cli.run import run
 from edgeport.cli.sensitivity import sensitivity
+from edgeport.cli.serve import serve
 from edgeport.errors import EdgeportError
 
 
@@ -49,6 +50,7 @@ cli.add_command(check)
 cli.add_command(sensitivity)
 cli.add_command(evaluate)
 cli.add_command(write_report)
+cli.add_command(serve)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -219,7 +219,7 @@ def _conditions(measured: Measurement) -> str:
         environment.get("cpu", ""),
         environment.get("utc", "").replace("T", " ").replace("+00:00", " UTC"),
     ]
-    return ", ".join([measured.provenance, *(one for one in told if one)])
+    return ", ".join([measured.origin, *(one for one in told if one)])
 
 
 def _warnings(arms: Mapping[str, Measurement]) -> tuple[str, ...]:

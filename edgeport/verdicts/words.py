@@ -94,7 +94,7 @@ def measured_text(verdict: Verdict) -> str:
     if found is None:
         return "-"
     value = number_text(found.value, found.unit, verdict.limit)
-    return f"{value}{_interval_text(found)} ({found.provenance})"
+    return f"{value}{_interval_text(found)} ({found.origin})"
 
 
 def _interval_text(found: Measurement) -> str:

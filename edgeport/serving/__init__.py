@@ -1,0 +1,1 @@
+"""What `edgeport serve` is made of: the site, its server, its certificate, and what pages post."""

@@ -1,0 +1,455 @@
+"""The page of wsr_splatting in a real browser, with a GPU in software.
+
+Its images are compared with the PyTorch renderer's, through WebGPU and through WebGL2.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from browser import NO_GPU, SOFTWARE_GPU, Browser, browsing
+from edgeport_recipes.wsr_splatting.model import render
+from edgeport_recipes.wsr_splatting.program import write_program
+from edgeport_recipes.wsr_splatting.splats import Blend, Splats
+from serve_material import Client, client_of, write_manifest
+from support import ROOT, needs_chromium
+
+from edgeport.errors import InputError
+from edgeport.serving.certificate import lan_addresses
+
+pytestmark = [needs_chromium, pytest.mark.xdist_group("gpu_browser")]
+
+PAGE = ROOT / "recipes/wsr_splatting/page"
+SIZE = (96, 64)
+BACKGROUND = (0.1, 0.2, 0.3)
+LEAST_PSNR_DB = 50.0
+"""Of the browser's image against the PyTorch renderer's: measured 60 dB for the weighted sum (half
+floats, and pixels where alpha is just 1/255), 65 dB sorted."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder with a page, and what was drawn into it."""
+
+    directory: Path
+    splats: Splats
+    blends: dict[str, Blend]
+    cameras: list[dict[str, Any]]
+
+    def reference(self, name: str, camera: dict[str, Any]) -> np.ndarray:
+        """Returns the image [h, w, 3] of the PyTorch renderer, clamped as screens do."""
+        view = torch.tensor(camera["view"]).view(4, 4)
+        intrinsics = torch.tensor(camera["intrinsics"])
+        size = (camera["size"][0], camera["size"][1])
+        image = render(self.splats, self.blends[name], view, intrinsics, size)
+        return image.clamp(0, 1).numpy()
+
+
+def camera_at(angle: float, height: float = -0.6) -> dict[str, Any]:
+    """Returns a camera 4 units from the origin that looks at it; y points down."""
+    place = torch.tensor([4 * np.sin(angle), height, -4 * np.cos(angle)], dtype=torch.float32)
+    forward = -place / place.norm()
+    right = torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), forward)
+    right = right / right.norm()
+    rotation = torch.stack([right, torch.linalg.cross(forward, right), forward])
+    view = torch.eye(4)
+    view[:3, :3], view[:3, 3] = rotation, -rotation @ place
+    width, height_px = SIZE
+    intrinsics = [80.0, 80.0, width / 2, height_px / 2]
+    return {
+        "name": f"{angle:g}",
+        "view": view.flatten().tolist(),
+        "intrinsics": intrinsics,
+        "size": list(SIZE),
+    }
+
+
+def make_splats(count: int, degree: int, with_factor: bool) -> Splats:
+    rng = torch.Generator().manual_seed(count)
+    k = (degree + 1) ** 2
+    factor = torch.cat(
+        [2.5 + torch.rand(count, 1, generator=rng), 0.2 * torch.randn(count, k - 1, generator=rng)],
+        1,
+    )
+    return Splats(
+        0.8 * torch.randn(count, 3, generator=rng),
+        torch.rand(count, 3, generator=rng) - 3.2,
+        torch.randn(count, 4, generator=rng),
+        torch.randn(count, generator=rng) + 0.5,
+        0.25 * torch.randn(count, k, 3, generator=rng),
+        factor if with_factor else None,
+    )
+
+
+def make_page(directory: Path, splats: Splats, free: Blend) -> Exported:
+    blends = {"sort_free": free, "sorted": Blend("sorted", background=BACKGROUND)}
+    cameras = [camera_at(angle) for angle in (0.0, 0.9, -0.5)]
+    directory.mkdir(parents=True)
+    write_program(directory, {name: (splats, blends[name]) for name in blends}, cameras, SIZE)
+    shutil.copytree(PAGE, directory, dirs_exist_ok=True)
+    write_manifest(directory)
+    return Exported(directory, splats, blends, cameras)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    blend = Blend("lc", sigma=8.0, background=BACKGROUND, background_weight=0.05)
+    # More than a row of the WebGL2 renderer's textures holds.
+    return make_page(tmp_path_factory.mktemp("page") / "out", make_splats(1500, 3, True), blend)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsing(SOFTWARE_GPU) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(exported: Exported) -> Iterator[Client]:
+    with client_of(exported.directory) as found:
+        yield found
+
+
+def opened(browser: Browser, url: str, width: int = 1000, dark: bool = False) -> dict[str, Any]:
+    """Opens the page and returns what it says of itself once it can draw."""
+    browser.open(url, width=width, dark=dark)
+    told = browser.value(
+        "edgeport.ready.then(({renderer, adapter, why}) => ({renderer, adapter, why}),"
+        " (error) => ({error: error.message}))"
+    )
+    assert isinstance(told, dict)
+    return told
+
+
+def drawn(browser: Browser, name: str, camera: dict[str, Any]) -> np.ndarray:
+    """Returns the browser's image, float32 [h, w, 3], clamped."""
+    pixels = browser.value(f"edgeport.render('{name}', {json.dumps(camera)}).then((p) => [...p])")
+    width, height = camera["size"]
+    return np.array(pixels, np.float32).reshape(height, width, 3).clip(0, 1)
+
+
+def psnr_db(image: np.ndarray, reference: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((image - reference) ** 2)))
+
+
+def check_images(browser: Browser, exported: Exported) -> None:
+    for name in ("sort_free", "sorted"):
+        for camera in exported.cameras[:2]:
+            reference = exported.reference(name, camera)
+            assert reference.std() > 0.05, "a picture, not a plain colour"
+            assert psnr_db(drawn(browser, name, camera), reference) > LEAST_PSNR_DB
+
+
+def complaints(browser: Browser) -> list[str]:
+    """Returns exceptions and the console's errors and warnings, but for the driver's own advice."""
+    said = [json.dumps(one) for one in browser.named("Runtime.exceptionThrown")]
+    for one in browser.named("Runtime.consoleAPICalled"):
+        said.append(json.dumps(one["args"]))
+    for one in browser.named("Log.entryAdded"):
+        if "GPU stall due to ReadPixels" not in one["entry"]["text"]:
+            said.append(one["entry"]["text"])
+    return said
+
+
+@contextmanager
+def plain_http(directory: Path, address: str) -> Iterator[str]:
+    """Yields the address of any static server that gives the folder over http: Python's own."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer((address, 0), partial(Quiet, directory=str(directory))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://{address}:{server.server_address[1]}/index.html"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+# Images
+
+
+def test_webgpu_draws_what_the_pytorch_renderer_does(
+    browser: Browser, exported: Exported, tmp_path: Path
+) -> None:
+    """And its benchmark ends: one page, since its shaders take seconds to compile in software."""
+    with client_of(copied(exported, tmp_path)) as client:
+        told = opened(browser, client.service.urls[0])
+        assert told["renderer"] == "webgpu", told
+        assert told["adapter"]["architecture"] == "swiftshader"
+        check_images(browser, exported)
+        check_benchmark(browser, client, "webgpu")
+
+
+def test_webgl2_draws_it_over_plain_http_from_another_address(
+    browser: Browser, exported: Exported
+) -> None:
+    """Any static server will do, and the address is none of the loopback's: not secure."""
+    try:
+        address = lan_addresses()[0]
+    except InputError:
+        pytest.skip("this machine is on no network")
+    with plain_http(exported.directory, address) as url:
+        told = opened(browser, url)
+        assert told["renderer"] == "webgl2", told
+        assert told["why"].startswith("WebGPU needs a secure context: open the page over https")
+        check_images(browser, exported)
+        assert "WebGL2" in browser.value("document.getElementById('about').textContent")
+        assert told["why"] in browser.value("document.getElementById('machine').textContent")
+        assert complaints(browser) == []
+
+
+def test_the_sessions_certificate_makes_it_a_secure_context(
+    browser: Browser, exported: Exported, tmp_path: Path
+) -> None:
+    """Once the browser's warning is passed, --lan gives a phone WebGPU."""
+    pytest.importorskip("cryptography", reason='needs cryptography: pip install "edgeport[serve]"')
+    try:
+        lan_addresses()
+    except InputError:
+        pytest.skip("this machine is on no network")
+    browser.call("Security.setIgnoreCertificateErrors", ignore=True)
+    try:
+        with client_of(copied(exported, tmp_path), lan=True) as client:
+            told = opened(browser, f"{client.service.urls[0]}&renderer=webgl2")
+            assert "error" not in told
+            assert browser.value("location.protocol") == "https:"
+            assert browser.value("edgeport.missing") == "", "no reason against WebGPU"
+    finally:
+        browser.call("Security.setIgnoreCertificateErrors", ignore=False)
+
+
+@pytest.mark.parametrize(
+    ("blend", "degree"),
+    [
+        (Blend("exp", sigma=2.0, beta=1.2, background=BACKGROUND), 1),
+        (Blend("dir", background=BACKGROUND, background_weight=0.5), 0),
+        (Blend("lc", sigma=4.2, background=BACKGROUND), 2),
+    ],
+    ids=["exp", "dir", "lc"],
+)
+def test_every_rule_and_degree_in_webgl2(
+    browser: Browser, tmp_path: Path, blend: Blend, degree: int
+) -> None:
+    made = make_page(tmp_path / "out", make_splats(300, degree, blend.rule == "exp"), blend)
+    with client_of(made.directory) as client:
+        told = opened(browser, f"{client.service.urls[0]}&renderer=webgl2")
+        assert told["renderer"] == "webgl2", told
+        check_images(browser, made)
+
+
+# The benchmark
+
+
+def copied(exported: Exported, tmp_path: Path) -> Path:
+    """Returns a copy, whose results are its own."""
+    return Path(shutil.copytree(exported.directory, tmp_path / "out"))
+
+
+def check_benchmark(browser: Browser, client: Client, renderer: str) -> None:
+    """Runs it, posts what it found, and looks at the measurements that came of it."""
+    found = browser.value("edgeport.benchmark({ seconds: 0.5 })")
+    rounds = {len(row) for row in found["samples_ms"].values()}
+    assert len(rounds) == 1 and min(rounds) >= 5
+    shown = browser.value("document.getElementById('ratio').textContent")
+    browser.value("document.getElementById('post').click()")
+    assert waited(browser, "state", "Sent") == "Sent: kept as host."
+    kept = {one["metric"]: one for one in client.kept}
+    assert set(kept) == {"frame_ms:sort_free", "frame_ms:sorted", "speedup:sort_free"}
+    for one in kept.values():
+        assert one["provenance"] == "host"
+        assert "a software adapter drew it" in one["warnings"]
+        assert one["environment"]["renderer"] == renderer
+        assert "HeadlessChrome" in one["environment"]["user_agent"]
+        assert one["environment"]["frame"] == "96x64"
+    ratio = kept["speedup:sort_free"]["value"]
+    assert f"sorted takes {ratio:.2f}" in shown
+    assert complaints(browser) == []
+
+
+def test_the_benchmark_ends_in_webgl2(browser: Browser, exported: Exported, tmp_path: Path) -> None:
+    with client_of(copied(exported, tmp_path)) as client:
+        opened(browser, f"{client.service.urls[0]}&renderer=webgl2")
+        check_benchmark(browser, client, "webgl2")
+
+
+def waited(browser: Browser, element: str, start: str) -> str:
+    """Returns an element's text once it starts so, or whatever it is after five seconds."""
+    return str(
+        browser.value(
+            f"""new Promise((tell) => {{
+              const started = performance.now();
+              const look = () => {{
+                const text = document.getElementById({element!r}).textContent;
+                if (text.startsWith({start!r}) || performance.now() - started > 5000) tell(text);
+                else setTimeout(look, 20);
+              }};
+              look();
+            }})"""
+        )
+    )
+
+
+def test_a_static_server_takes_no_results(browser: Browser, exported: Exported) -> None:
+    with plain_http(exported.directory, "127.0.0.1") as url:
+        opened(browser, f"{url}?renderer=webgl2")
+        browser.value("edgeport.benchmark({ seconds: 0.1 })")
+        assert browser.value("document.getElementById('post').hidden")
+        assert not browser.value("document.getElementById('copy').hidden")
+
+
+# The controls
+
+
+def test_a_drag_takes_what_is_near_along(browser: Browser, client: Client) -> None:
+    opened(browser, f"{client.service.urls[0]}&renderer=webgl2")
+    # A point between the camera and the centre, as pixels of a frame 1 wide.
+    place = """(() => {
+      const { orbit } = edgeport.stage;
+      const start = orbit.start.position;
+      const point = start.map((one, i) => one + 0.7 * (orbit.centre[i] - one));
+      const { view, intrinsics: [fx, fy, cx, cy] } = orbit.camera([1, 1]);
+      const row = (r) => point.reduce((s, one, c) => s + view[4 * r + c] * one, view[4 * r + 3]);
+      return [fx * row(0) / row(2) + cx, fy * row(1) / row(2) + cy];
+    })()"""
+    before = browser.value(place)
+    box = browser.value(
+        "(({ x, y, width, height }) => [x + width / 2, y + height / 2])"
+        "(document.getElementById('view').getBoundingClientRect())"
+    )
+    for kind, dx, dy in (
+        ("mousePressed", 0, 0),
+        ("mouseMoved", 40, 25),
+        ("mouseReleased", 40, 25),
+    ):
+        mouse = {"x": box[0] + dx, "y": box[1] + dy, "button": "left", "clickCount": 1}
+        browser.call("Input.dispatchMouseEvent", type=kind, buttons=1, **mouse)
+    after = browser.value(place)
+    assert after[0] > before[0] + 0.01
+    assert after[1] > before[1] + 0.005
+    browser.value("document.getElementById('reset').click()")
+    assert browser.value(place) == before
+
+
+def test_wheel_pinch_and_keys_move_the_camera(browser: Browser, client: Client) -> None:
+    opened(browser, f"{client.service.urls[0]}&renderer=webgl2", width=390)
+    distance = """(() => {
+      const { orbit } = edgeport.stage;
+      return Math.hypot(...orbit.pose.position.map((one, i) => one - orbit.centre[i]));
+    })()"""
+    first = browser.value(distance)
+    browser.call("Input.dispatchMouseEvent", type="mouseWheel", x=180, y=250, deltaX=0, deltaY=-200)
+    nearer = browser.value(distance)
+    assert nearer < 0.9 * first
+    for kind, apart in (("touchStart", 60), ("touchMove", 30), ("touchEnd", 0)):
+        fingers = [{"x": 180 - apart, "y": 250, "id": 0}, {"x": 180 + apart, "y": 250, "id": 1}]
+        points = [] if kind == "touchEnd" else fingers
+        browser.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+    assert browser.value(distance) > 1.5 * nearer
+    browser.value("document.getElementById('view').focus()")
+    for key in ("0", "ArrowLeft", "+"):
+        browser.call("Input.dispatchKeyEvent", type="keyDown", key=key)
+        browser.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+    assert browser.value(distance) == pytest.approx(0.9 * first)
+    assert browser.value("edgeport.stage.orbit.pose.position[0]") < -0.1
+
+
+def test_popping_is_shown_and_told(browser: Browser, client: Client) -> None:
+    opened(browser, f"{client.service.urls[0]}&renderer=webgl2", width=390)
+    for name in ("sort_free", "sorted"):
+        browser.value(f"document.querySelector('input[value={name}]').click()")
+        if name == "sort_free":
+            browser.value("document.getElementById('popping').click()")
+        browser.value(
+            "new Promise((go) => { const look = () => edgeport.stage.change."
+            f"{name} > 0 ? go() : setTimeout(look, 20); look(); }})"
+        )
+    change = browser.value("edgeport.stage.change")
+    assert 0 < change["sort_free"] < 1
+    assert 0 < change["sorted"] < 1
+    text = waited(browser, "popping-text", "Shown: what changed since the frame before")
+    assert "sort-free 0." in text and "sorted 0." in text
+
+
+@pytest.mark.parametrize(("width", "dark"), [(360, True), (1200, False)])
+def test_it_fits_and_everything_has_a_name(
+    browser: Browser, client: Client, width: int, dark: bool
+) -> None:
+    opened(browser, f"{client.service.urls[0]}&renderer=webgl2", width=width, dark=dark)
+    browser.value("edgeport.benchmark({ seconds: 0.1 })")
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    tree = browser.call("Accessibility.getFullAXTree")["nodes"]
+    roles = {"button", "radio", "checkbox", "combobox", "application", "image", "textbox"}
+    controls = [one for one in tree if one.get("role", {}).get("value") in roles]
+    assert len(controls) >= 8
+    nameless = [one["role"] for one in controls if not one.get("name", {}).get("value")]
+    assert nameless == []
+    assert complaints(browser) == []
+
+
+# Where something is missing
+
+
+def test_without_webgpu_it_says_so(client: Client) -> None:
+    with browsing(NO_GPU) as plain:
+        told = opened(plain, client.service.urls[0])
+        assert told["renderer"] == "webgl2"
+        assert told["why"] == "This browser gives WebGPU no GPU here."
+        assert told["why"] in plain.value("document.getElementById('machine').textContent")
+
+
+def test_without_webgl_too_it_says_so(client: Client) -> None:
+    with browsing((*NO_GPU, "--disable-3d-apis")) as plain:
+        told = opened(plain, client.service.urls[0])
+        assert told["error"].startswith("Nothing here can draw the scene. ")
+        assert "WebGPU" in told["error"] and "WebGL2" in told["error"]
+        assert plain.value("document.getElementById('trouble').textContent") == told["error"]
+        assert not plain.value("document.getElementById('trouble').hidden")
+        assert plain.value("document.getElementById('run').disabled")
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("scene/scene_geometry.bin", "scene_geometry.bin is not to be had"),
+        ("shaders/sort_free.wgsl", "shaders/sort_free.wgsl is not to be had"),
+        ("splat.vert.glsl", "splat.vert.glsl is not to be had"),
+        ("program.json", "program.json is not to be had"),
+    ],
+)
+def test_a_missing_file_is_named(
+    browser: Browser, exported: Exported, tmp_path: Path, broken: str, words: str
+) -> None:
+    directory = copied(exported, tmp_path)
+    (directory / broken).unlink()
+    renderer = "webgl2" if broken.endswith(".glsl") else "webgpu"
+    with plain_http(directory, "127.0.0.1") as url:
+        told = opened(browser, f"{url}?renderer={renderer}")
+        assert words in (told.get("error") or told["why"])
+
+
+def test_a_shader_that_webgpu_refuses_leaves_the_fallback(
+    browser: Browser, exported: Exported, tmp_path: Path
+) -> None:
+    directory = copied(exported, tmp_path)
+    (directory / "shaders/normalise.wgsl").write_text("fn broken( {")
+    with plain_http(directory, "127.0.0.1") as url:
+        told = opened(browser, url)
+        assert told["renderer"] == "webgl2"
+        assert told["why"].startswith("WebGPU refuses its buffers and shaders:")
+        check_images(browser, exported)

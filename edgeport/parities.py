@@ -12,7 +12,7 @@ from edgeport.devices import find_device
 from edgeport.errors import EdgeportError, InputError, StageFailed, UnknownName
 from edgeport.feeds import PARITY_INPUTS, PARITY_OUTPUTS
 from edgeport.passes import EXACT_DB
-from edgeport.plan import CONVERTED, OPTIMIZED
+from edgeport.plan import CONVERTED, OPTIMIZED, WRITTEN
 from edgeport.private import scratch_directory
 from edgeport.quantize.integer_io import Affine, Edges, decode_outputs, encode_feed
 from edgeport.running import changed_files, load_manifest
@@ -57,6 +57,11 @@ class Exported:
         self.changed = tuple(changed_files(directory, self.manifest))
         self.device = find_device(self.manifest["device"]["name"])
         self.stages = tuple(_stages(self.manifest))
+        if self.manifest["options"]["target_runtimes"] == [WRITTEN]:
+            raise InputError(
+                f"{directory} was written by its recipe, in one stage without a graph;"
+                f" edgeport run {directory} compares its images with torch's"
+            )
         self.feeds = load_samples(directory / PARITY_INPUTS)
         self.answers = load_samples(directory / PARITY_OUTPUTS)
 

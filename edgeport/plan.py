@@ -203,9 +203,11 @@ def make_plan(
         pretrained=pretrained,
         offline=offline,
     )
-    if found.writes and tuple(target_runtimes) in ((), (WRITTEN,)):
+    if found.writes and not target_runtimes:
         target_runtimes = (WRITTEN,)
-        device = device if device or chipset else BROWSER
+    _check_written(found, target_runtimes)
+    if WRITTEN in target_runtimes and not chipset:
+        device = device or BROWSER
     if (device is None) == (chipset is None):
         raise InputError("name the target: --device NAME or --chipset NAME (edgeport list devices)")
     target = find_device(device) if device is not None else find_chipset(chipset or "")
@@ -222,7 +224,7 @@ def make_plan(
     if data is not None and not data.exists():
         raise InputError(f"calibration data {data}: no such file or folder")
     runtimes = _choose_runtimes(target, target_runtimes, precision)
-    _check_written(found, runtimes)
+    _check_written(found, runtimes)  # the only one that a device may take
     if quantize_io and all(RUNTIMES[name].compiles == "rewritten" for name in runtimes):
         raise InputError(f"--quantize-io: {runtimes[0]}'s inputs and outputs stay floats")
     plan = Plan(
@@ -250,7 +252,8 @@ def _check_written(source: catalog.Source, runtimes: Sequence[str]) -> None:
     """Raises InputError where files that only a recipe's exporter writes were asked for."""
     if WRITTEN in runtimes and not source.writes:
         raise InputError(
-            f"{source.text}: no recipe that writes {WRITTEN} files; leave --target-runtime out"
+            f"{source.text} is no recipe that writes files of {WRITTEN}; name another --device or"
+            " --target-runtime"
         )
     if WRITTEN in runtimes and len(runtimes) > 1:
         raise InputError(

@@ -149,7 +149,7 @@ def summary_lines(manifest: Mapping[str, Any]) -> list[str]:
     lines = []
     for runtime, units in manifest["placement"].items():
         ops = "  ".join(f"{unit} {count} ops" for unit, count in units.items())
-        how = " with its GPU delegate" if "gpu" in units else ""
+        how = " with its GPU delegate" if set(units) > {"gpu"} else ""
         lines.append(f"{runtime}{how}: {ops}")
     if "calibration" in manifest:
         used = f"{manifest['calibrated_on']}: " if "calibrated_on" in manifest else ""
@@ -159,6 +159,8 @@ def summary_lines(manifest: Mapping[str, Any]) -> list[str]:
         if counts:
             lines.append(f"rewrites: {', '.join(counts)}")
         lines.extend(f"note: {note}" for note in artifact["notes"])
+    measured = [Measurement.from_dict(one) for one in manifest.get("measured", ())]
+    lines.extend(measurement_text(one) for one in measured)
     run = manifest["run"]
     lines.extend(latency_line(row, manifest) for row in run["latency"])
     for placed in run["places"]:

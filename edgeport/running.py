@@ -15,7 +15,7 @@ from edgeport.feeds import PARITY_INPUTS, PARITY_INTEGERS, PARITY_OUTPUTS
 from edgeport.fingerprint import file_sha256
 from edgeport.parity import compared, described, hold
 from edgeport.places import JOURNAL, Job, Place, Ran
-from edgeport.plan import CONVERTED, OPTIMIZED
+from edgeport.plan import CONVERTED, OPTIMIZED, WRITTEN
 from edgeport.private import scratch_directory
 from edgeport.quantize.integer_io import Affine, decode_outputs
 from edgeport.recalibration import write_calibration
@@ -176,6 +176,8 @@ def precision_of(manifest: Mapping[str, Any]) -> Precision:
 
 def _compiled_from(directory: Path, manifest: Mapping[str, Any], name: str) -> Path:
     """Returns the ONNX file that the runtime's files were compiled from."""
+    if name == WRITTEN:  # nothing was compiled
+        return directory / RUNTIMES[name].files[0]
     names = (CONVERTED,) if _converts(name) else ("quantized.onnx", OPTIMIZED)
     return directory / next(file for file in names if file in manifest["files"])
 

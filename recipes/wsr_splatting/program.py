@@ -112,9 +112,7 @@ def _check(sets: Scenes, size: tuple[int, int], settings: Settings) -> None:
         if key not in sets:
             raise InputError(f"no scene for the program {key}: give {' and '.join(PROGRAMS)}.")
     if sets["sort_free"][1].rule == "sorted" or sets["sorted"][1].rule != "sorted":
-        raise InputError(
-            "sort_free takes a scene of rule dir, exp or lc; sorted, of rule sorted."
-        )
+        raise InputError("sort_free takes a scene of rule dir, exp or lc; sorted, of rule sorted.")
     if not (len(size) == 2 and all(type(side) is int and 0 < side <= 8192 for side in size)):
         raise InputError(f"a frame of {size}: give a width and a height of 1 to 8192 pixels.")
     if settings.key_bits not in (16, 24, 32):

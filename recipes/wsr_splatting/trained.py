@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,21 @@ def starting(seed: int) -> SplatScene:
 def train_small(seed: int, iterations: int, folder: Path) -> SplatScene:
     """Returns the generated scene trained for a few iterations with either blend, in `folder`."""
     scene = generated.make(seed, **SMALL)
-    for rule in ("sorted", "lc"):
-        settings = Settings(
-            method=rule, iterations=iterations, seed=seed, max_splats=SMALL_SPLATS, degree=2
-        )
-        train(scene, settings, folder, origin={"scene": GENERATED, "seed": seed})
-    return _of_folder(folder)
+    with _one_thread():
+        for rule in ("sorted", "lc"):
+            settings = Settings(
+                method=rule, iterations=iterations, seed=seed, max_splats=SMALL_SPLATS, degree=2
+            )
+            train(scene, settings, folder, origin={"scene": GENERATED, "seed": seed})
+    return replace(_of_folder(folder), name=GENERATED)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps torch to one thread: tiles of a small frame are done before a second one wakes up."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

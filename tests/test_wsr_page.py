@@ -383,7 +383,7 @@ def test_popping_is_shown_and_told(browser: Browser, client: Client) -> None:
     assert 0 < change["sort_free"] < 1
     assert 0 < change["sorted"] < 1
     text = waited(browser, "popping-text", "Shown: what changed since the frame before")
-    assert "sort-free 0." in text and "sorted 0." in text
+    assert "Sort-free 0." in text and "Sorted 0." in text
 
 
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1200, False)])

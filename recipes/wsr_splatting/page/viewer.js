@@ -57,11 +57,12 @@ function describe(program, renderer) {
     + ` Drawn by ${renderer.title} on ${adapterText(renderer)}.`;
   const rows = {
     Renderer: renderer.title,
-    ...(renderer.why ? { "Why not WebGPU": renderer.why } : {}),
     Adapter: adapterText(renderer) + (isSoftware(renderer) ? " (software: a processor draws)" : ""),
     ...(renderer.note ? { Note: renderer.note } : {}),
     "Frame of the benchmark": program.frame.join(" × "),
   };
+  $("why").hidden = !renderer.why;
+  $("why").textContent = `${renderer.why} ${renderer.title} draws in its place.`;
   $("machine").replaceChildren(...Object.entries(rows).flatMap(([key, text]) => {
     const term = document.createElement("dt"), told = document.createElement("dd");
     term.textContent = key;

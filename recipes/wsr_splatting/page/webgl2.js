@@ -37,7 +37,6 @@ class WebGL2Renderer {
     this.gl = gl;
     this.program = program;
     this.programs = Object.keys(program.programs);
-    this.missing = {};
     this.note = "Without WebGPU the sorted renderer sorts on the CPU; a frame's time includes it.";
     this.failed = new Promise(() => {});
     this.lost = new Promise((tell) => {
@@ -120,8 +119,7 @@ class WebGL2Frame {
     this.sums = target(renderer.gl, size);
     this.image = target(renderer.gl, size);
     this.before = target(renderer.gl, size);
-    this.isFirst = true;
-    this.shown = "";
+    this.shown = "";  // the program whose image is in `before`
   }
 
   draw(name, camera) {
@@ -179,7 +177,7 @@ class WebGL2Frame {
     gl.disable(gl.BLEND);
   }
 
-  // Puts the last drawn image on the canvas; with a gain, what changed since the last call.
+  // Puts the last drawn image on the canvas; with a gain, what changed since the last such call.
   show(gain = 0) {
     const { gl, show, nothing } = this.renderer;
     const [width, height] = this.size;
@@ -192,6 +190,8 @@ class WebGL2Frame {
     gl.uniform2f(show.at("how"), known ? gain : 0, gain > 0 ? 1 : 0);
     gl.bindVertexArray(nothing);
     gl.drawArrays(gl.TRIANGLES, 0, 3);
+    this.shown = "";
+    if (gain === 0) return;
     gl.bindFramebuffer(gl.READ_FRAMEBUFFER, this.image.framebuffer);
     gl.bindFramebuffer(gl.DRAW_FRAMEBUFFER, this.before.framebuffer);
     gl.blitFramebuffer(0, 0, width, height, 0, 0, width, height, gl.COLOR_BUFFER_BIT, gl.NEAREST);

@@ -51,7 +51,6 @@ class WebGPURenderer {
     this.device = device;
     this.program = program;
     this.programs = Object.keys(program.programs);
-    this.missing = {};
     this.lost = device.lost.then(({ message }) => `The GPU was lost: ${message}`);
     this.failed = new Promise((tell) => {
       device.addEventListener("uncapturederror", ({ error }) => tell(`WebGPU: ${error.message}`));
@@ -166,8 +165,8 @@ class WebGPUFrame {
       this.textures.set(name, this.#texture(name, format));
     }
     this.views = new Map([...this.textures].map(([name, one]) => [name, one.createView()]));
-    this.before = new Map();  // what was shown, by output
-    this.shown = "";
+    this.before = new Map();  // images that were compared with, by output
+    this.shown = "";  // the output that is in `before`
     this.groups = new Map();
   }
 
@@ -237,7 +236,7 @@ class WebGPUFrame {
     pass.end();
   }
 
-  // Puts the last drawn image on the canvas; with a gain, what changed since the last call.
+  // Puts the last drawn image on the canvas; with a gain, what changed since the last such call.
   show(gain = 0) {
     const { device, context, showing, gain: uniform } = this.renderer;
     const current = this.textures.get(this.output);
@@ -260,9 +259,11 @@ class WebGPUFrame {
     pass.setBindGroup(0, group);
     pass.draw(3);
     pass.end();
-    encoder.copyTextureToTexture({ texture: current }, { texture: before }, [...this.size, 1]);
+    if (gain > 0) {
+      encoder.copyTextureToTexture({ texture: current }, { texture: before }, [...this.size, 1]);
+    }
     device.queue.submit([encoder.finish()]);
-    this.shown = this.output;
+    this.shown = gain > 0 ? this.output : "";
   }
 
   finish() {

@@ -162,7 +162,8 @@ _MODULES = {
 }
 
 
-def _load(request: Request) -> Bind:
+def _load(request: Request, environment: dict[str, str]) -> Bind:
+    del environment  # the processor says it all
     return _LOADERS[request.runtime](Path(request.model), request.threads)
 
 

@@ -43,7 +43,8 @@ class Arm:
     """A file to time: what runs it, on which inputs, and what it is.
 
     `inputs` is a file of `save_samples`, whose first sample is timed. `computed` is the type that
-    it computes in. `files` are all of the runtime's, the one that is loaded first.
+    it computes in. `files` are all of the runtime's, the one that is loaded first; `part` names one
+    of its programs, where it has several.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Arm:
     parity: tuple[Measurement, ...] = ()
     directory: Path | None = None
     notes: tuple[str, ...] = ()
+    part: str = ""
 
     @property
     def bytes(self) -> int:

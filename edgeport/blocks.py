@@ -49,6 +49,7 @@ class HostBlocks:
         self._settings, self._workdir, self._module = settings, workdir, module
         self._calls: dict[str, int] = {}
         self._modules: tuple[str, ...] = ()
+        self._told: Mapping[str, str] = {}
         self.outputs: dict[str, list[Sample]] = {}
 
     def block(self, arms: Sequence[Arm], order: random.Random) -> Mapping[str, Held]:
@@ -63,6 +64,7 @@ class HostBlocks:
                 arm.name: stack.enter_context(self._start(arm))
                 for arm in order.sample(list(arms), len(arms))
             }
+            self._told = {k: v for one in held.values() for k, v in one.environment.items()}
             moved = self._warm_up(held, order)
             turns: dict[str, list[tuple[float, ...]]] = {arm.name: [] for arm in arms}
             for _ in range(self._settings.turns):
@@ -94,6 +96,7 @@ class HostBlocks:
         clocks = state["clocks_khz"]
         return {
             **environment(self._settings.threads),
+            **self._told,
             **{name: board[name] for name in board if name not in _OTHERS},
             "os": board["os"],
             "cores": ", ".join(map(str, self._settings.cores)) or "all",
@@ -112,6 +115,7 @@ class HostBlocks:
             outputs=str(folder / "outputs.npz"),
             threads=self._settings.threads,
             cores=self._settings.cores,
+            part=arm.part,
         )
         return Served(request, folder, self._module, self._settings.timeout)
 

@@ -71,9 +71,14 @@ class Source:
         """Returns where the code of a user's recipe or file looks for its neighbours."""
         return self.path.parent if self.path and self.kind in ("recipe", "factory") else None
 
+    @property
+    def writes(self) -> bool:
+        """Whether a recipe's exporter writes files from it."""
+        return self.recipe is not None and self.recipe.exporter is not None
+
     def files(self) -> list[Path]:
         """Returns the files that it names: its own, its weights, a recipe's, a checkpoint's."""
-        files = [self.weights] if self.weights else []
+        files = [*([self.weights] if self.weights else []), *self._option_files()]
         if self.path is None:
             return files
         if self.kind == "hf":
@@ -81,6 +86,17 @@ class Source:
         if self.kind == "recipe":
             return [*files, *sorted(self.path.parent.rglob("*.py"))]
         return [*files, self.path]
+
+    def _option_files(self) -> list[Path]:
+        """Returns the files that a recipe's options name."""
+        options = self.recipe.options if self.recipe is not None else ()
+        named = [Path(str(self.options[one.name])) for one in options if one.path]
+        return [
+            file
+            for path in named
+            for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+            if file.is_file()
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Returns what identifies the source in a manifest and in a cache key."""

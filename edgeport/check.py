@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeport import pipeline
 from edgeport.baseline import read_baseline, updated, write_baseline
-from edgeport.bench import Settings, bench, check_seconds, speedup
+from edgeport.bench import Arm, Settings, bench, check_seconds, speedup
 from edgeport.blocks import HostBlocks
 from edgeport.cache import Cache, default_root
 from edgeport.catalog import all_recipes, own_recipes, recipe_file
@@ -23,8 +23,9 @@ from edgeport.evidence import evidence, evidence_of_failure
 from edgeport.fingerprint import environment_digest, file_sha256
 from edgeport.gate import OTHER, RULES, Better, Known, Rule, judge_changes, judge_claims
 from edgeport.measure import machine_text
-from edgeport.plan import Options
+from edgeport.plan import WRITTEN, Options
 from edgeport.private import scratch_directory
+from edgeport.runtimes import webgpu_program
 from edgeport.runtimes.worker import Limits
 from edgeport.stages import host_threads
 from edgeport.subjects import find_arm
@@ -175,12 +176,14 @@ def measure_subject(
     def told(step: str) -> None:
         progress(f"{subject.name}: {step}")
 
-    found, problem = _of_export(subject, told)
+    found, problem = _of_export(subject, fresh, seconds, told)
     found += [_speed(pair, fresh, seconds, told) for pair in subject.pairs]
     return Found(tuple(found), problem)
 
 
-def _of_export(subject: Subject, progress: Progress) -> tuple[list[Measurement], str]:
+def _of_export(
+    subject: Subject, fresh: bool, seconds: float, progress: Progress
+) -> tuple[list[Measurement], str]:
     """Returns what the export proves, and why it failed, if it did."""
     with scratch_directory() as folder:
         target = folder / "export"
@@ -193,6 +196,8 @@ def _of_export(subject: Subject, progress: Progress) -> tuple[list[Measurement],
         found = evidence(made.directory, made.manifest)
         for asked in subject.accuracy:
             found += _accuracy(made.directory, asked, progress)
+        if made.manifest["placement"].get(WRITTEN) and made.artifact("run").parity:
+            found.append(_frames(made.directory, fresh, seconds, progress))
     return found, ""
 
 
@@ -207,26 +212,46 @@ def _accuracy(directory: Path, asked: Accuracy, progress: Progress) -> list[Meas
 
 def _speed(pair: Pair, fresh: bool, seconds: float, progress: Progress) -> Measurement:
     """Returns how much faster ours is than theirs on this machine, both timed in one run."""
-    settings = Settings(threads=host_threads(), seconds=seconds)
-    with scratch_directory() as workdir, Cache(default_root()) as cache:
+    with scratch_directory() as workdir:
         arms = [
             replace(find_arm(text, workdir / who, "onnx", False, progress, options), name=who)
             for who, (text, options) in (("theirs", pair.theirs), ("ours", pair.ours))
         ]
+        return _timed(pair.metric, arms, fresh, seconds, progress)
+
+
+def _frames(directory: Path, fresh: bool, seconds: float, progress: Progress) -> Measurement:
+    """Returns how much faster the first of a folder's two programs draws a frame."""
+    ours, theirs = (one.name for one in webgpu_program.read_document(directory).programs)
+    with scratch_directory() as workdir:
+        arms = [
+            find_arm(f"{directory}:{name}", workdir, WRITTEN, False, progress, {})
+            for name in (theirs, ours)
+        ]
+        named = [replace(arm, name=name) for arm, name in zip(arms, (theirs, ours))]
+        return _timed(f"speedup:{WRITTEN}", named, fresh, seconds, progress)
+
+
+def _timed(
+    metric: str, arms: Sequence[Arm], fresh: bool, seconds: float, progress: Progress
+) -> Measurement:
+    """Returns how much faster the second arm is than the first, measured unless it is known."""
+    settings = Settings(threads=host_threads(), seconds=seconds)
+    with scratch_directory() as workdir, Cache(default_root()) as cache:
         key = {
             "files": [arm.sha256 for arm in arms],
             "inputs": [file_sha256(arm.inputs) for arm in arms],
             "machine": machine_text(settings.threads),
             "packages": environment_digest(),
             "seconds": seconds,
-            "metric": pair.metric,
+            "metric": metric,
         }
         known = None if fresh else cache.recall("speed", key)
         if known is not None:
             return Measurement.from_dict(known)
         theirs, ours = arms
         found = bench([theirs, ours], HostBlocks(settings, workdir), settings, progress)
-        measured = speedup(found, ours.name, pair.metric)
+        measured = speedup(found, ours.name, metric)
         cache.remember("speed", key, measured.to_dict())
         return measured
 

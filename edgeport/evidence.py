@@ -23,6 +23,7 @@ def evidence(directory: Path, manifest: Mapping[str, Any]) -> list[Measurement]:
     """
     artifacts = [Artifact.from_dict({**one, "seconds": 0.0}) for one in manifest["artifacts"]]
     found = [one for artifact in artifacts for one in _of_artifact(artifact)]
+    found += [Measurement.from_dict(one) for one in manifest.get("measured", ())]
     for runtime, units in manifest["placement"].items():
         if set(units) - {"cpu"}:
             value = float(units.get("cpu", 0))
@@ -60,14 +61,14 @@ def evidence_of_failure(target: Path) -> list[Measurement]:
 
 
 def _of_artifact(artifact: Artifact) -> list[Measurement]:
-    if artifact.stage not in ("lower", "run"):
+    if artifact.stage not in ("write", "lower", "run"):
         return []
     own = [
         replace(one, metric=f"{one.metric}:{artifact.runtime}")
         for one in artifact.parity
         if one.metric == "sqnr_db"
     ]
-    if artifact.stage == "lower" or artifact.runtime == "onnx":
+    if artifact.stage in ("write", "lower") or artifact.runtime == "onnx":
         size = Measurement(
             f"size_bytes:{artifact.runtime}",
             float(artifact.bytes),

@@ -7,8 +7,9 @@ user data is split, and a sample equal to a parity sample is left out of calibra
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -108,11 +109,17 @@ def _seeded(plan: FeedPlan, count: int, seed: int) -> list[Feed]:
     if recipe is not None:
         with importable(plan.source.folder):
             make = load_function(recipe.calibration)
-            feeds = list(make(plan.specs, count, seed))
+            feeds = list(make(plan.specs, count, seed, **_options(make, plan.source.options)))
     else:
         generator = np.random.default_rng(seed)
         feeds = [random_feed(plan.specs, plan.integer_ranges, generator) for _ in range(count)]
     return [plan.boundary.to_outer(feed, plan.specs) for feed in feeds]
+
+
+def _options(make: Callable[..., Any], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the recipe's options where the function takes them: its samples depend on them."""
+    kinds = {one.kind for one in inspect.signature(make).parameters.values()}
+    return options if inspect.Parameter.VAR_KEYWORD in kinds else {}
 
 
 def random_feed(

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from edgeport.types import plain
 
+SOURCES = (".py", ".toml", ".wgsl", ".glsl", ".js", ".html", ".css", ".jinja")
 _BYTECODE = f"{os.sep}__pycache__{os.sep}"
 
 
@@ -30,7 +31,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tree_sha256(root: Path, suffixes: tuple[str, ...] = (".py", ".toml")) -> str:
+def tree_sha256(root: Path, suffixes: tuple[str, ...] = SOURCES) -> str:
     """Returns one sha256 over the names and bytes of the files under `root` with these suffixes."""
     names = [name for name in file_names(root) if name.endswith(suffixes)]
     return digest([[name, file_sha256(root / name)] for name in names])

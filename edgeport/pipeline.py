@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from edgeport import report
+from edgeport import report, written
 from edgeport.cache import Cache, default_root
 from edgeport.errors import InputError, StageFailed
 from edgeport.flow import Flow, Step
@@ -78,18 +78,8 @@ def export(
         Cache(Path(cache_dir) if cache_dir else default_root()) as cache,
         staged_directory(plan.output_dir) as staging,
     ):
-        flow = Flow(plan, cache, staging, progress)
-        captured = flow.capture()
-        try:
-            _make(flow, plan, captured)
-        except StageFailed:  # compare and bisect look at what was made until then
-            report.write_manifest(staging, _manifest(flow, plan, captured, options))
-            raise
-        _carry_journal(plan.output_dir, staging)
-        manifest = _manifest(flow, plan, captured, options)
-        report.write_files(staging, manifest)
-    hits = [entry.hit for entry in flow.entries]
-    artifacts = tuple(flow.artifacts)
+        make = _write if plan.written else _compile
+        artifacts, manifest, hits = make(plan, cache, staging, progress, options)
     if place is not None:
         from edgeport.running import read_manifest, run_at  # heavy, where most exports are cached
 
@@ -103,6 +93,46 @@ def export(
         artifacts += tuple(run.artifact for run in runs)
         manifest = read_manifest(plan.output_dir)
     return Export(plan.output_dir, artifacts, manifest, len(hits), sum(hits))
+
+
+Made = tuple[tuple[Artifact, ...], dict[str, Any], list[bool]]
+"""The artifacts, the manifest, and which steps were in the cache."""
+
+
+def _write(
+    plan: Plan,
+    cache: Cache,
+    staging: Path,
+    progress: Callable[[str], None],
+    options: Mapping[str, Any],
+) -> Made:
+    """Returns what a recipe's exporter made of its source."""
+    made = written.export(plan, cache, staging, progress)
+    manifest = {**made.manifest, "request": _request(plan, options)}
+    report.write_manifest(staging, manifest)
+    return made.artifacts, manifest, [entry.hit for entry in made.entries]
+
+
+def _compile(
+    plan: Plan,
+    cache: Cache,
+    staging: Path,
+    progress: Callable[[str], None],
+    options: Mapping[str, Any],
+) -> Made:
+    """Returns what the flow made of a model."""
+    assert plan.output_dir is not None
+    flow = Flow(plan, cache, staging, progress)
+    captured = flow.capture()
+    try:
+        _make(flow, plan, captured)
+    except StageFailed:  # compare and bisect look at what was made until then
+        report.write_manifest(staging, _manifest(flow, plan, captured, options))
+        raise
+    _carry_journal(plan.output_dir, staging)
+    manifest = _manifest(flow, plan, captured, options)
+    report.write_files(staging, manifest)
+    return tuple(flow.artifacts), manifest, [entry.hit for entry in flow.entries]
 
 
 def _make(flow: Flow, plan: Plan, captured: Step) -> None:

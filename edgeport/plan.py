@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from edgeport.passes import Target
 
 OPTIMIZED, CONVERTED = "optimized.onnx", "optimized_gpu.onnx"
+WRITTEN = "webgpu"  # the runtime whose files a recipe's exporter writes
+BROWSER = "browser"  # the device where none is named for it
 AUTO_SQNR_DB = 35.0  # what --precision auto holds where no --min-sqnr is given
 WIDE_WEIGHTS_ARCH = 73  # the first Hexagon version whose compiler takes 16-bit weights
 
@@ -60,6 +62,11 @@ class Plan:
     def converted(self) -> tuple[str, ...]:
         """The runtimes whose converter quantizes by itself: they have passes of their own."""
         return tuple(name for name in self.runtimes if RUNTIMES[name].compiles == "rewritten")
+
+    @property
+    def written(self) -> bool:
+        """Whether the recipe's exporter writes the files."""
+        return self.runtimes == (WRITTEN,)
 
     @property
     def shared(self) -> tuple[str, ...]:
@@ -187,6 +194,18 @@ def make_plan(
     Imports and writes nothing.
     Raises InputError, UnknownName or OutputRefused with what is wrong and what to do.
     """
+    found = catalog.find_source(
+        source,
+        inputs=inputs,
+        weights=Path(weights) if weights is not None else None,
+        variant=variant,
+        options=options,
+        pretrained=pretrained,
+        offline=offline,
+    )
+    if found.writes and tuple(target_runtimes) in ((), (WRITTEN,)):
+        target_runtimes = (WRITTEN,)
+        device = device if device or chipset else BROWSER
     if (device is None) == (chipset is None):
         raise InputError("name the target: --device NAME or --chipset NAME (edgeport list devices)")
     target = find_device(device) if device is not None else find_chipset(chipset or "")
@@ -203,18 +222,11 @@ def make_plan(
     if data is not None and not data.exists():
         raise InputError(f"calibration data {data}: no such file or folder")
     runtimes = _choose_runtimes(target, target_runtimes, precision)
+    _check_written(found, runtimes)
     if quantize_io and all(RUNTIMES[name].compiles == "rewritten" for name in runtimes):
         raise InputError(f"--quantize-io: {runtimes[0]}'s inputs and outputs stay floats")
     plan = Plan(
-        source=catalog.find_source(
-            source,
-            inputs=inputs,
-            weights=Path(weights) if weights is not None else None,
-            variant=variant,
-            options=options,
-            pretrained=pretrained,
-            offline=offline,
-        ),
+        source=found,
         device=target,
         precision=precision,
         runtimes=runtimes,
@@ -232,6 +244,18 @@ def make_plan(
     if plan.output_dir is not None:
         check_target(plan.output_dir)
     return plan
+
+
+def _check_written(source: catalog.Source, runtimes: Sequence[str]) -> None:
+    """Raises InputError where files that only a recipe's exporter writes were asked for."""
+    if WRITTEN in runtimes and not source.writes:
+        raise InputError(
+            f"{source.text}: no recipe that writes {WRITTEN} files; leave --target-runtime out"
+        )
+    if WRITTEN in runtimes and len(runtimes) > 1:
+        raise InputError(
+            f"{WRITTEN} is written by the recipe, and the others are compiled: export it by itself"
+        )
 
 
 def _check_counts(counts: Mapping[str, int]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import edgeport
 from edgeport.deploy import deploy_markdown
-from edgeport.fingerprint import file_sha256
+from edgeport.fingerprint import file_names, file_sha256
 from edgeport.private import write_text_atomic
 from edgeport.runtimes import RUNTIMES
 from edgeport.staging import GENERATOR, MANIFEST
@@ -67,7 +67,7 @@ def make_manifest(
             "places": [],  # what ran elsewhere: running.py adds to it
             "warnings": list(warnings),
         },
-        "files": {file.name: _file_entry(file) for file in sorted(files.iterdir())},
+        "files": {name: _file_entry(files / name) for name in file_names(files)},
     }
 
 

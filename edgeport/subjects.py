@@ -1,6 +1,7 @@
 """Turns what the user names into arms to time.
 
 build/padre            an export's directory: its files of one runtime
+build/fox:sorted       one of the programs in an export's webgpu files; without a name, the first
 model.onnx             the file as it is, on onnxruntime
 model.tflite           the file as it is, on LiteRT
 padre, padre:padre2    a recipe, or one of its variants, exported for the runtime
@@ -21,15 +22,15 @@ from edgeport.bench import Arm
 from edgeport.blocks import runs_here
 from edgeport.cache import Cache, default_root
 from edgeport.catalog import all_recipes
-from edgeport.errors import InputError
+from edgeport.errors import InputError, UnknownName
 from edgeport.feeds import PARITY_INPUTS, PARITY_INTEGERS
 from edgeport.fingerprint import file_sha256
 from edgeport.flow import Flow
 from edgeport.places import Job
-from edgeport.plan import make_plan
+from edgeport.plan import WRITTEN, make_plan
 from edgeport.private import scratch_directory
 from edgeport.running import job_of, read_manifest
-from edgeport.runtimes import RUNTIMES
+from edgeport.runtimes import RUNTIMES, webgpu_program
 from edgeport.runtimes.samples import save_samples
 from edgeport.runtimes.worker import Limits, run_in_child
 from edgeport.staging import MANIFEST
@@ -74,6 +75,9 @@ def find_arm(
     path = Path(text)
     if path.is_dir() and (path / MANIFEST).is_file():
         return _of_export(text, path, runtime, elsewhere)
+    folder_text, _, part = text.rpartition(":")
+    if part and (Path(folder_text or ".") / MANIFEST).is_file():
+        return _of_export(text, Path(folder_text or "."), runtime, elsewhere, part)
     kinds = {".onnx": "onnx", ".tflite": "tflite"}
     if path.is_file() and path.suffix in kinds:
         if elsewhere:
@@ -105,7 +109,9 @@ def job_at_place(arm: Arm, workdir: Path, limits: Limits) -> Job:
     return job_of(arm.directory, read_manifest(arm.directory), arm.runtime, limits, workdir)
 
 
-def _of_export(text: str, directory: Path, runtime: str | None, elsewhere: bool) -> Arm:
+def _of_export(
+    text: str, directory: Path, runtime: str | None, elsewhere: bool, part: str = ""
+) -> Arm:
     manifest = read_manifest(directory)
     made = [name for name in manifest["options"]["target_runtimes"] if name in RUNTIMES]
     if runtime is None:
@@ -127,7 +133,20 @@ def _of_export(text: str, directory: Path, runtime: str | None, elsewhere: bool)
         computed=run.computed if run else manifest["options"]["precision"],
         parity=run.parity if run else (),
         directory=directory,
+        part=_part(found[0], runtime, part),
     )
+
+
+def _part(file: Path, runtime: str, part: str) -> str:
+    """Returns which of the file's programs is timed: the one named, else its first."""
+    if runtime != WRITTEN:
+        if part:
+            raise InputError(f"{file.parent}:{part}: only files of {WRITTEN} have parts")
+        return ""
+    programs = [one.name for one in webgpu_program.read_document(file.parent).programs]
+    if part and part not in programs:
+        raise UnknownName(f"program of {file.parent}", part, programs)
+    return part or str(programs[0])
 
 
 def _of_onnx_file(

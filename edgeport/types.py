@@ -63,12 +63,16 @@ class TensorSpec(Serialisable):
 
 @dataclass(frozen=True)
 class Option:
-    """One typed setting of a recipe; the CLI shows it as the flag `--name`."""
+    """One typed setting of a recipe; the CLI shows it as the flag `--name`.
+
+    With `path` its value may name a file or folder, whose bytes are then part of the source.
+    """
 
     name: str
     default: int | float | str
     help: str
     choices: tuple[str, ...] = ()
+    path: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,11 @@ class Recipe:
 
     `variants` maps a name to "module:function"; the function is `build(seed, **options)` and gives
     an `nn.Module`. `inputs(**options)` gives the input specs. `calibration` names a function
-    `(specs, count, seed) -> list of feeds`. `comparisons` are settings of the options at which
-    a variant is timed against `baseline`, each with the words that the table shows. `check` are the
-    options of the export (`edgeport.plan.Options`) by which the claims are judged.
+    `(specs, count, seed) -> list of feeds`; with a parameter `**options` it gets those too.
+    `comparisons` are settings of the options at which a variant is timed against `baseline`, each
+    with the words that the table shows. `check` are the options of the export
+    (`edgeport.plan.Options`) by which the claims are judged. `exporter` names a function where the
+    artifact is no nn.Module's; see `Written`.
     """
 
     name: str
@@ -109,7 +115,26 @@ class Recipe:
     comparisons: tuple[tuple[str, Mapping[str, int | float | str]], ...] = ()
     claims: tuple[Claim, ...] = ()
     check: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    exporter: str | None = None
     tolerance_db: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a recipe's exporter wrote: `export(directory, seed, **options) -> Written`.
+
+    The files in `directory` are those of the runtime "webgpu". For each sample, `feeds` has the
+    inputs, arrays by name, and `outputs` what the torch reference gives for them, arrays in the
+    order of the runtime's own: by them the files are judged. `computed` is the type that is
+    computed in, `notes` are sentences, `measured` what else is known, such as the quality of what
+    was trained.
+    """
+
+    computed: str
+    feeds: tuple[Mapping[str, Any], ...]
+    outputs: tuple[tuple[Any, ...], ...]
+    notes: tuple[str, ...] = ()
+    measured: tuple[Measurement, ...] = ()
 
 
 @dataclass(frozen=True)

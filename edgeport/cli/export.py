@@ -100,6 +100,8 @@ def _show_plan(request: Mapping[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(plan.describe(), indent=2))
         return
     stages = ["capture", "passes", *(["quantize"] if plan.quantization else []), "lower", "run"]
+    if plan.written:
+        stages = ["write", "run"]
     what = _source_text(plan.source.describe())
     click.echo(f"{what} -> {plan.device.name} ({plan.device.chipset}), {plan.precision}")
     click.echo(f"runtimes: {', '.join(plan.runtimes)}; stages: {', '.join(stages)}")

@@ -140,6 +140,8 @@ def modules_of(runtime: str) -> Sequence[str]:
         return [f"{package}.{inside}"]
     if runtime == "executorch":
         return ["torch", "executorch.runtime"]
+    if runtime == "webgpu":
+        return ["wgpu"]
     return ["onnxruntime", "onnxruntime_qnn"] if runtime in NPU else ["onnxruntime"]
 
 

@@ -36,7 +36,8 @@ from edgeport.runtimes.samples import Sample, load_samples, named_outputs, save_
 Feed = Mapping[str, NDArray[Any]]
 Bind = Callable[[Feed], Callable[[], Sequence[NDArray[Any]]]]
 """Prepares one feed once, and returns the call that is timed."""
-Loader = Callable[["Request"], Bind]
+Loader = Callable[["Request", dict[str, str]], Bind]
+"""Loads the request's file, and notes what is to be known of where it computes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Request:
     """What one process holds: the file, its runtime, and on what it computes.
 
     `inputs` is a file of `save_samples`; the first sample is timed, the outputs of all go into
-    `outputs`. `cores` are the logical cores it may use, () for all.
+    `outputs`. `cores` are the logical cores it may use, () for all. `part` names one of a file's
+    programs, where it has several.
     """
 
     runtime: str
@@ -53,14 +55,15 @@ class Request:
     outputs: str
     threads: int
     cores: tuple[int, ...] = ()
+    part: str = ""
 
 
 class Served:
     """A loaded model in its own process; `cold_ms` is from its start to its first answer.
 
     `load_ms` is the loading of the file, without the import of the runtime; `first_ms` the first
-    run. Raises StageFailed, with the last line of its stderr, where it ends or does not answer
-    within `seconds`.
+    run; `environment` what only the process knows of where it computes. Raises StageFailed, with
+    the last line of its stderr, where it ends or does not answer within `seconds`.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Served:
         self._name = Path(request.model).name
         first, self.cold_ms = elapsed_ms(lambda: self._start(module, file, request.threads))
         self.load_ms, self.first_ms = float(first["load_ms"]), float(first["first_ms"])
+        self.environment: Mapping[str, str] = first["environment"]
 
     def __enter__(self) -> Self:
         return self
@@ -162,10 +166,11 @@ def serve(load: Loader, modules_of: Callable[[str], Sequence[str]]) -> None:
     for module in modules_of(request.runtime):  # importing is Python's cost, not the model's
         importlib.import_module(module)
     feeds = load_samples(Path(request.inputs))
-    bind, load_ms = elapsed_ms(lambda: load(request))
+    environment: dict[str, str] = {}
+    bind, load_ms = elapsed_ms(lambda: load(request, environment))
     call = bind(feeds[0])
     _, first_ms = elapsed_ms(call)
-    _write(out, {"load_ms": load_ms, "first_ms": first_ms})
+    _write(out, {"load_ms": load_ms, "first_ms": first_ms, "environment": environment})
     for line in sys.stdin:
         match line.strip():
             case "":
@@ -197,8 +202,10 @@ def _write(out: IO[str], value: Mapping[str, Any]) -> None:
     out.flush()
 
 
-def _session(request: Request) -> Bind:
+def _session(request: Request, environment: dict[str, str]) -> Bind:
     """Returns what runs the file in the runtime's own Python package."""
+    if request.runtime == "webgpu":
+        return _frames(request, environment)
     kind = runner.SESSIONS.get(request.runtime, runner.OnnxSession)
     settings = {
         "runtime": request.runtime,
@@ -208,6 +215,23 @@ def _session(request: Request) -> Bind:
     }
     session = kind(settings, request.threads)
     return lambda feed: lambda: session.run(feed)
+
+
+def _frames(request: Request, environment: dict[str, str]) -> Bind:
+    """Returns what draws a frame to completion; its image stays on the GPU."""
+    from edgeport.runtimes import webgpu
+
+    session = webgpu.load(Path(request.model).parent, {})
+    environment["adapter"] = str(session.adapter)
+
+    def bind(feed: Feed) -> Callable[[], Sequence[NDArray[Any]]]:
+        def draw() -> Sequence[NDArray[Any]]:
+            session.frame(request.part, feed)
+            return ()
+
+        return draw
+
+    return bind
 
 
 if __name__ == "__main__":

@@ -175,6 +175,20 @@ RUNTIMES: dict[str, Runtime] = {
             install='pip install "edgeport[tflite]"',
             units=("gpu", "cpu"),
         ),
+        Runtime(
+            name="webgpu",
+            files=("program.json",),
+            compiles="rewritten",
+            passes="any",
+            precisions=("float",),
+            computed="fp32",
+            runs_here="wgpu on this machine's Vulkan, Metal or D3D12 driver",
+            runs_as="host",
+            requires=("wgpu",),
+            runs_with=("wgpu",),
+            install='pip install "edgeport[webgpu]"',
+            units=("gpu",),
+        ),
     )
 }
 

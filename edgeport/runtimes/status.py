@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeport.errors import RuntimeCrashed
 from edgeport.runtimes import RUNTIMES, Runtime, interpreters, missing_modules
+from edgeport.runtimes.webgpu_driver import GET_DRIVER, has_driver
 
 _SECONDS = 10.0  # for an interpreter to start and look: it imports nothing heavy
 
@@ -18,13 +19,14 @@ class Status:
     """One runtime here.
 
     `interpreter` is None for this one; `missing` are the modules that it lacks, and `problem` is
-    why it did not say.
+    why it did not say, or what else stands in the way; `fix` is what to do about that.
     """
 
     runtime: Runtime
     interpreter: Path | None
     missing: tuple[str, ...]
     problem: str = ""
+    fix: str = "name another interpreter in edgeport.toml"
 
     @property
     def works(self) -> bool:
@@ -35,7 +37,7 @@ class Status:
     def remedy(self) -> str:
         """What to do for it to work; empty where it does."""
         if self.problem:
-            return "name another interpreter in edgeport.toml"
+            return self.fix
         start = f"{self.interpreter} -m " if self.interpreter else ""
         return f"{start}{self.runtime.install}" if self.missing else ""
 
@@ -68,9 +70,17 @@ def statuses() -> list[Status]:
         for python in dict.fromkeys(other.values())
     }
     return [
-        asked[other[name]][name] if name in other else Status(runtime, None, runtime.missing())
+        asked[other[name]][name] if name in other else _here(runtime)
         for name, runtime in RUNTIMES.items()
     ]
+
+
+def _here(runtime: Runtime) -> Status:
+    """Returns the status in this interpreter; a GPU's driver counts where its files tell it."""
+    missing = runtime.missing()
+    if runtime.name == "webgpu" and not missing and not has_driver():
+        return Status(runtime, None, (), "no Vulkan driver", GET_DRIVER)
+    return Status(runtime, None, missing)
 
 
 def missing_here(names: Iterable[str]) -> dict[str, list[str]]:

@@ -18,23 +18,19 @@ from numpy.typing import NDArray
 
 from edgeport.errors import InputError
 from edgeport.runtimes import CompileRequest
+from edgeport.runtimes.webgpu_driver import GET_DRIVER
 from edgeport.runtimes.webgpu_program import (
     PIXEL_BYTES,
     Buffer,
     Compute,
     Document,
     Draw,
-    Program,
     read_document,
 )
 from edgeport.types import NodeReport
 
 NAME = "webgpu"
 _SOFTWARE = ("llvmpipe", "lavapipe", "swiftshader", "basic render", "warp", "software")
-_NO_ADAPTER = (
-    "no GPU driver for webgpu here: on Debian, apt-get install mesa-vulkan-drivers"
-    " (a software one), or the driver of your GPU"
-)
 _PIXELS = {"rgba8unorm": np.uint8, "rgba16float": np.float16, "rgba32float": np.float32}
 _BLENDS = {
     "add": {"operation": "add", "src_factor": "one", "dst_factor": "one"},
@@ -108,12 +104,19 @@ class Session:
 
     def image(self, program: str, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Returns one program's image, float32 [height, width, 3]."""
-        return self._traced(program, feed, self._programs[program].output)[:, :, :3]
+        self.frame(program, feed)
+        return self.read_texture(self._programs[program].output)[:, :, :3]
 
-    def frame(self, program: str, feed: Mapping[str, NDArray[Any]]) -> None:
-        """Computes one image and returns when the GPU has finished it; nothing is read back."""
-        self._submit(program, feed)
-        self._wait()
+    def frame(
+        self, program: str, feed: Mapping[str, NDArray[Any]], passes: int | None = None
+    ) -> None:
+        """Computes one image and returns when the GPU has finished it; nothing is read back.
+
+        `passes` leaves out all but the first ones: what they cost shows where the time goes.
+        """
+        self._device.queue.submit([self._encode(program, feed, None, passes).finish()])
+        # wgpu 0.32 cannot wait for the queue by itself; reading a word back waits for all before.
+        self._device.queue.read_buffer(self._fence)
 
     def read_texture(self, name: str) -> NDArray[np.float32]:
         """Returns what the last frame left in a texture, float32 [height, width, 4]."""
@@ -159,23 +162,16 @@ class Session:
         """Returns the bytes of buffers and textures that a program needs."""
         return self.document.bytes_of(self._programs[program])
 
-    def _traced(
-        self, program: str, feed: Mapping[str, NDArray[Any]], texture: str
-    ) -> NDArray[np.float32]:
-        self._submit(program, feed)
-        return self.read_texture(texture)
-
-    def _submit(self, program: str, feed: Mapping[str, NDArray[Any]]) -> None:
-        self._device.queue.submit([self._encode(program, feed, None).finish()])
-
-    def _wait(self) -> None:
-        # wgpu 0.32 cannot wait for the queue by itself; reading a word back waits for all before.
-        self._device.queue.read_buffer(self._fence)
-
-    def _encode(self, program: str, feed: Mapping[str, NDArray[Any]], queries: Any) -> Any:
+    def _encode(
+        self,
+        program: str,
+        feed: Mapping[str, NDArray[Any]],
+        queries: Any,
+        passes: int | None = None,
+    ) -> Any:
         self._write_uniforms(feed)
         encoder = self._device.create_command_encoder()
-        for index, step in enumerate(self._steps[program]):
+        for index, step in enumerate(self._steps[program][:passes]):
             times = None
             if queries is not None:
                 times = {
@@ -322,9 +318,12 @@ def _dispatch(encoder: Any, step: _Step, work: Compute, times: Any) -> None:
 
 def _request_adapter() -> Any:
     try:
-        return wgpu.gpu.request_adapter_sync(power_preference="high-performance")
+        adapter = wgpu.gpu.request_adapter_sync(power_preference="high-performance")
     except (RuntimeError, OSError) as error:  # what wgpu raises without a driver or its library
-        raise InputError(_NO_ADAPTER) from error
+        raise InputError(f"webgpu finds no GPU here: {GET_DRIVER}") from error
+    if adapter.info["backend_type"] == "OpenGL":  # has no storage buffers in the vertex stage
+        raise InputError(f"webgpu finds only OpenGL here, no Vulkan driver: {GET_DRIVER}")
+    return adapter
 
 
 def _request_device(document: Document, adapter: Any) -> Any:

@@ -71,7 +71,9 @@ def morton_order(positions: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def _geometry(splats: Splats, where: str) -> NDArray[np.float32]:
     axes = scaled_axes(splats)
-    rows = [(axes[i] * axes[j]).sum(-1) for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))]
+    rows = [
+        (axes[i] * axes[j]).sum(-1) for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+    ]
     opacity = torch.sigmoid(splats.opacity_logits)
     columns = torch.cat([splats.positions, torch.stack([opacity, *rows], -1)], -1)
     if not torch.isfinite(columns).all():

@@ -92,6 +92,8 @@ def _parse_header(lines: list[str], length: int) -> Header:
                 comments.append(" ".join(text))
     if form not in _ORDERS:
         raise ValueError(f"format {form!r}")
+    if any(count < 0 for _, count, _ in elements):
+        raise ValueError("an element has a negative count")
     kept = tuple((name, count, tuple(fields)) for name, count, fields in elements)
     return Header(form, kept, tuple(comments), length)
 
@@ -150,7 +152,7 @@ def _splats_of(vertex: NDArray[np.void], path: Path) -> Splats:
     sh = _columns(vertex, [f"f_dc_{channel}" for channel in range(3)])[:, None]
     if rest:  # all of red's coefficients first, then green's and blue's
         more = _columns(vertex, [f"f_rest_{index}" for index in range(len(rest))])
-        sh = torch.cat([sh, more.view(len(more), 3, -1).transpose(1, 2)], 1)
+        sh = torch.cat([sh, more.view(len(more), 3, count - 1).transpose(1, 2)], 1)
     return Splats(
         positions=_columns(vertex, ["x", "y", "z"]),
         log_scales=_columns(vertex, [f"scale_{axis}" for axis in range(3)]),

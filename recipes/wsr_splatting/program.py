@@ -70,7 +70,7 @@ def write_program(
     sets: Scenes,
     cameras: Sequence[Mapping[str, Any]],
     size: tuple[int, int],
-    settings: Settings = Settings(),  # noqa: B008 - frozen
+    settings: Settings = Settings(),
 ) -> Path:
     """Returns the program.json written into `directory`, with shaders/ and scene/ beside it.
 
@@ -112,7 +112,9 @@ def _check(sets: Scenes, size: tuple[int, int], settings: Settings) -> None:
         if key not in sets:
             raise InputError(f"no scene for the program {key}: give {' and '.join(PROGRAMS)}.")
     if sets["sort_free"][1].rule == "sorted" or sets["sorted"][1].rule != "sorted":
-        raise InputError("sort_free takes a scene of rule dir, exp or lc, and sorted one of sorted.")
+        raise InputError(
+            "sort_free takes a scene of rule dir, exp or lc; sorted, of rule sorted."
+        )
     if not (len(size) == 2 and all(type(side) is int and 0 < side <= 8192 for side in size)):
         raise InputError(f"a frame of {size}: give a width and a height of 1 to 8192 pixels.")
     if settings.key_bits not in (16, 24, 32):
@@ -173,7 +175,7 @@ def _document(
         "buffers": buffers,
         "textures": {
             "sums": {"format": settings.sums, "size": "frame"},
-            "image": {"format": "rgba16float", "size": "frame"},
+            "image": {"format": settings.sums, "size": "frame"},
             "canvas": {"format": settings.canvas, "size": "frame"},
         },
         "facts": _facts(free, ordered, settings),

@@ -18,8 +18,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from edgeport_recipes.wsr_splatting.model import Projected
 
-TILE = (8, 16)  # width, height in pixels
+TILE = (8, 8)  # width, height in pixels: larger ones waste work on small splats
 CHUNK = 512  # splats at a time
+MOST_KEPT = 1 << 26  # alphas, between the two passes: 256 MiB
+_LEAST_POWER = -8.0  # exp of it is below 1/255
 LEAST_TRANSMITTANCE = 1e-4  # the sorted renderer stops where every pixel of the tile is below
 
 
@@ -156,9 +158,15 @@ def pieces(tiles: Tiles) -> list[tuple[int, int, int]]:
 
 def alphas_of(pixels: Tensor, piece: Tensor) -> Tensor:
     """Returns exp(M P) [pixels, n], 0 where below 1/255."""
-    alphas = (pixels @ piece).exp_()
+    # exp is twenty times slower where its result is no normal number
+    alphas = (pixels @ piece).clamp_(min=_LEAST_POWER).exp_()
     # threshold keeps what is above; the cut keeps 1/255 itself
     return torch.nn.functional.threshold_(alphas, LEAST_ALPHA * (1 - 1e-7), 0.0)
+
+
+def keeps(tiles: Tiles, pixels: Tensor) -> bool:
+    """Says whether the alphas may stay in memory for the backward pass, or are made again."""
+    return len(tiles.splats) * len(pixels) <= MOST_KEPT
 
 
 class WeightedSum(torch.autograd.Function):
@@ -172,9 +180,11 @@ class WeightedSum(torch.autograd.Function):
         polynomials = coefficients(means, conics, levels, tiles)
         values = features[tiles.splats]
         sums = means.new_zeros(len(tiles.bounds) - 1, len(pixels), features.shape[1])
+        ctx.drawn, keep = [], keeps(tiles, pixels)
         for tile, start, end in pieces(tiles):
             alphas = alphas_of(pixels, polynomials[:, start:end])
             sums[tile].addmm_(alphas, values[start:end])
+            ctx.drawn.append(((tile, start, end), alphas if keep else None))
         ctx.save_for_backward(means, conics, polynomials, values)
         ctx.tiles = tiles
         return sums
@@ -186,10 +196,11 @@ class WeightedSum(torch.autograd.Function):
         slope = slope.contiguous()
         slopes = means.new_empty(len(values), 6)
         value_slopes = torch.empty_like(values)
-        for tile, start, end in pieces(ctx.tiles):
-            alphas = alphas_of(pixels, polynomials[:, start:end])
+        for (tile, start, end), alphas in ctx.drawn:
+            if alphas is None:
+                alphas = alphas_of(pixels, polynomials[:, start:end])
             torch.mm(alphas.T, slope[tile], out=value_slopes[start:end])
-            alphas *= slope[tile] @ values[start:end].T
+            alphas = alphas * (slope[tile] @ values[start:end].T)
             torch.mm(alphas.T, pixels, out=slopes[start:end])
         grads = pull_back(slopes, means, conics, ctx.tiles)
         return *grads, _to_splats(value_slopes, ctx.tiles, len(means)), None
@@ -224,16 +235,15 @@ class AlphaBlend(torch.autograd.Function):
         values = colours[tiles.splats]
         blended = means.new_zeros(len(tiles.bounds) - 1, len(pixels), 4)
         blended[..., 3] = 1
-        ctx.drawn = []
-        for piece in pieces(tiles):
-            tile, start, end = piece
+        ctx.drawn, keep = [], keeps(tiles, pixels)
+        for tile, start, end in pieces(tiles):
             if blended[tile, :, 3].max() < LEAST_TRANSMITTANCE:
                 continue
             before = blended[tile, :, 3].clone()
-            alphas, passed, after = blend_chunk(pixels, polynomials[:, start:end], before)
-            blended[tile, :, :3].addmm_(alphas.mul_(passed), values[start:end])
-            blended[tile, :, 3] = after
-            ctx.drawn.append((piece, before))
+            chunk = blend_chunk(pixels, polynomials[:, start:end], before)
+            blended[tile, :, :3].addmm_(chunk[0] * chunk[1], values[start:end])
+            blended[tile, :, 3] = chunk[2]
+            ctx.drawn.append(((tile, start, end), before, chunk if keep else None))
         ctx.save_for_backward(means, conics, polynomials, values, blended)
         ctx.tiles = tiles
         return blended
@@ -246,8 +256,8 @@ class AlphaBlend(torch.autograd.Function):
         slopes = means.new_zeros(len(values), 6)
         value_slopes = torch.zeros_like(values)
         behind = slope[..., 3] * blended[..., 3]  # dL/dC . (what lies behind the splat)
-        for (tile, start, end), before in reversed(ctx.drawn):
-            alphas, passed, _ = blend_chunk(pixels, polynomials[:, start:end], before)
+        for (tile, start, end), before, chunk in reversed(ctx.drawn):
+            alphas, passed, _ = chunk or blend_chunk(pixels, polynomials[:, start:end], before)
             shares = alphas * passed
             colour_slope = slope[tile, :, :3]
             torch.mm(shares.T, colour_slope, out=value_slopes[start:end])

@@ -8,11 +8,8 @@ from edgeport.types import Option, Recipe, TensorSpec
 
 
 def inputs(**_others: object) -> tuple[TensorSpec, ...]:
-    """Returns the camera that the graph renders: its view matrix and its intrinsics."""
-    return (
-        TensorSpec("view", "float32", (4, 4)),
-        TensorSpec("intrinsics", "float32", (4,)),
-    )
+    """Returns the camera: its view matrix, world to camera; the graph keeps its intrinsics."""
+    return (TensorSpec("view", "float32", (4, 4)),)
 
 
 RECIPE = Recipe(
@@ -22,12 +19,28 @@ RECIPE = Recipe(
     variants=MappingProxyType(
         {
             "sorted": "edgeport_recipes.wsr_splatting.graph:sorted_blend",
-            "lc": "edgeport_recipes.wsr_splatting.graph:lc",
+            "dir": "edgeport_recipes.wsr_splatting.graph:dir_sum",
+            "exp": "edgeport_recipes.wsr_splatting.graph:exp_sum",
+            "lc": "edgeport_recipes.wsr_splatting.graph:lc_sum",
         }
     ),
     default_variant="lc",
     baseline="sorted",
     inputs=inputs,
-    calibration="edgeport_recipes.wsr_splatting.graph:cameras",
-    options=(Option("scene", "generated", "what train.py wrote, a .ply or .splat file"),),
+    calibration="edgeport_recipes.wsr_splatting.graph:views",
+    exporter="edgeport_recipes.wsr_splatting.exporter:export_scene",
+    options=(
+        Option(
+            "scene",
+            "generated",
+            "what train.py wrote, a .ply or .splat file; or generated",
+            path=True,
+        ),
+        Option("iterations", 300, "of the training, in the browser's folder of scene generated"),
+        Option("splats", 1024, "of the scene in a tensor graph, at most: those that cover most"),
+        Option("width", 48, "pixels of a tensor graph's image; the height follows the camera"),
+    ),
+    comparisons=(("one frame as a tensor graph", MappingProxyType({})),),
+    check=MappingProxyType({"device": "browser"}),
+    tolerance_db=MappingProxyType({"float": 40.0, "w8a16": 25.0}),
 )

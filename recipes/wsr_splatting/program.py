@@ -60,7 +60,7 @@ class Settings:
 
     sums: Target = "rgba16float"
     projection: Literal["vertex", "compute"] = "vertex"
-    key_bits: int = 24
+    key_bits: int = 16
     rounds: int = 8
     canvas: Literal["rgba16float", "rgba32float", "rgba8unorm"] = "rgba16float"
 
@@ -80,7 +80,7 @@ def write_program(
     """
     _check(sets, size, settings)
     names = _set_names(sets)
-    packed = {names[key]: pack(sets[key][0], f"the scene {names[key]}") for key in PROGRAMS}
+    packed = {names[key]: pack(sets[key][0], f"the splats of {key}") for key in PROGRAMS}
     document = _document(sets, names, packed, cameras, size, settings)
     _write_files(directory, packed)
     path = directory / "program.json"
@@ -112,9 +112,7 @@ def _check(sets: Scenes, size: tuple[int, int], settings: Settings) -> None:
         if key not in sets:
             raise InputError(f"no scene for the program {key}: give {' and '.join(PROGRAMS)}.")
     if sets["sort_free"][1].rule == "sorted" or sets["sorted"][1].rule != "sorted":
-        raise InputError(
-            "sort_free takes a scene of rule dir, exp or lc; sorted, of rule sorted."
-        )
+        raise InputError("sort_free takes a scene of rule dir, exp or lc; sorted, of rule sorted.")
     if not (len(size) == 2 and all(type(side) is int and 0 < side <= 8192 for side in size)):
         raise InputError(f"a frame of {size}: give a width and a height of 1 to 8192 pixels.")
     if settings.key_bits not in (16, 24, 32):

@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,9 +48,10 @@ class Results:
         with self.lock:
             self._append(lines.encode())
             self.kept.extend(measured)
-        self.tell(f"posted by {clean(user_agent) or 'a page without a name'}:")
-        for one in measured:
-            self.tell(f"  {measurement_text(one)}")
+        with suppress(OSError):  # the terminal has gone: the file has it
+            self.tell(f"posted by {clean(user_agent) or 'a page without a name'}:")
+            for one in measured:
+                self.tell(f"  {measurement_text(one)}")
         self.arrived.set()
         return f"kept as {measured[0].origin}"
 

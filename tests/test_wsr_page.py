@@ -210,7 +210,7 @@ def test_webgl2_draws_it_over_plain_http_from_another_address(
         assert told["why"].startswith("WebGPU needs a secure context: open the page over https")
         check_images(browser, exported)
         assert "WebGL2" in browser.value("document.getElementById('about').textContent")
-        assert told["why"] in browser.value("document.getElementById('machine').textContent")
+        assert told["why"] in browser.value("document.getElementById('why').textContent")
         assert complaints(browser) == []
 
 
@@ -367,6 +367,10 @@ def test_wheel_pinch_and_keys_move_the_camera(browser: Browser, client: Client) 
         browser.call("Input.dispatchKeyEvent", type="keyUp", key=key)
     assert browser.value(distance) == pytest.approx(0.9 * first)
     assert browser.value("edgeport.stage.orbit.pose.position[0]") < -0.1
+    for kind in ("mousePressed", "mouseReleased") * 2:
+        mouse = {"x": 180, "y": 250, "button": "left", "clickCount": 1}
+        browser.call("Input.dispatchMouseEvent", type=kind, **mouse)
+    assert browser.value(distance) == first, "a double-tap starts over"
 
 
 def test_popping_is_shown_and_told(browser: Browser, client: Client) -> None:
@@ -383,7 +387,7 @@ def test_popping_is_shown_and_told(browser: Browser, client: Client) -> None:
     assert 0 < change["sort_free"] < 1
     assert 0 < change["sorted"] < 1
     text = waited(browser, "popping-text", "Shown: what changed since the frame before")
-    assert "sort-free 0." in text and "sorted 0." in text
+    assert "Sort-free 0." in text and "Sorted 0." in text
 
 
 @pytest.mark.parametrize(("width", "dark"), [(360, True), (1200, False)])
@@ -410,7 +414,7 @@ def test_without_webgpu_it_says_so(client: Client) -> None:
         told = opened(plain, client.service.urls[0])
         assert told["renderer"] == "webgl2"
         assert told["why"] == "This browser gives WebGPU no GPU here."
-        assert told["why"] in plain.value("document.getElementById('machine').textContent")
+        assert told["why"] in plain.value("document.getElementById('why').textContent")
 
 
 def test_without_webgl_too_it_says_so(client: Client) -> None:

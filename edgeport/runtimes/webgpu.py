@@ -158,6 +158,11 @@ class Session:
             seconds[label] = seconds.get(label, 0.0) + float(spent[0]) * 1e-9
         return seconds
 
+    def compute_passes(self, program: str) -> int:
+        """Returns how many compute passes come before a program's first draw."""
+        kinds = [isinstance(step.work, Compute) for step in self._steps[program]]
+        return kinds.index(False) if False in kinds else len(kinds)
+
     def bytes_of(self, program: str) -> int:
         """Returns the bytes of buffers and textures that a program needs."""
         return self.document.bytes_of(self._programs[program])

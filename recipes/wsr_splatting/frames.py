@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ _PASS_FRAMES = 5  # of which the median per pass is taken
 class FrameTimes(Serialisable):
     """Frames of one camera, by program: times to completion, the GPU's own per pass, and memory.
 
-    `speedup` is the sorted program's median over the sort-free one's. `pass_ms` is empty where the
-    adapter has no timestamp queries. `bytes` are those of buffers and textures.
+    `speedup` is the sorted program's median over the sort-free one's. `timings` also has each
+    program "before drawing": its compute passes alone, where it has some. `pass_ms` is empty where
+    the adapter has no timestamp queries; software adapters put a compute pass's time on the draw
+    that waits for it. `bytes` are those of buffers and textures.
     """
 
     adapter: Adapter
@@ -49,7 +52,11 @@ def frame_times(
     """
     session = load(directory, {}, frame)
     feed = camera_feed(camera, session.document.frame)
-    arms = {name: lambda name=name: session.frame(name, feed) for name in PROGRAMS}
+    arms = {}
+    for name in PROGRAMS:
+        arms[name] = partial(session.frame, name, feed)
+        if prepared := session.compute_passes(name):
+            arms[f"{name} before drawing"] = partial(session.frame, name, feed, prepared)
     timings = interleave(arms, rounds=rounds, seconds=seconds, warmup_seconds=seconds / 4)
     passes: dict[str, dict[str, float]] = {}
     if session.has_timestamps:

@@ -43,16 +43,17 @@ def pack(splats: Splats, where: str, *, morton: bool = True) -> Packed:
     of length 0, and numbers beyond a float's or a half float's range.
     """
     splats = checked(splats.map(torch.Tensor.detach), where)
-    if morton:
-        order = torch.from_numpy(morton_order(splats.positions.numpy()))
-        splats = splats.map(lambda one: one[order])
-    harmonics = _harmonics(splats, where)
-    geometry = _geometry(splats, where)
+    geometry, harmonics = _geometry(splats, where), _harmonics(splats, where)
     if splats.opacity_sh is None:
         # u = 1 as a half is off by 2e-4; the opacity, in full floats, takes that back.
         geometry[:, 3] /= np.float32(C0) * harmonics[:, 0, 3].astype(np.float32)
-        return Packed(geometry, harmonics, _ROUNDING)
-    return Packed(geometry, harmonics, _most_factor(harmonics[:, :, 3].astype(np.float64)))
+        most = _ROUNDING
+    else:
+        most = _most_factor(harmonics[:, :, 3].astype(np.float64))
+    if morton:
+        order = morton_order(geometry[:, :3])
+        geometry, harmonics = geometry[order], harmonics[order]
+    return Packed(geometry, harmonics, most)
 
 
 def morton_order(positions: NDArray[np.float32]) -> NDArray[np.int64]:

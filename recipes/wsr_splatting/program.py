@@ -60,7 +60,7 @@ class Settings:
 
     sums: Target = "rgba16float"
     projection: Literal["vertex", "compute"] = "vertex"
-    key_bits: int = 24
+    key_bits: int = 16
     rounds: int = 8
     canvas: Literal["rgba16float", "rgba32float", "rgba8unorm"] = "rgba16float"
 
@@ -80,7 +80,7 @@ def write_program(
     """
     _check(sets, size, settings)
     names = _set_names(sets)
-    packed = {names[key]: pack(sets[key][0], f"the scene {names[key]}") for key in PROGRAMS}
+    packed = {names[key]: pack(sets[key][0], f"the splats of {key}") for key in PROGRAMS}
     document = _document(sets, names, packed, cameras, size, settings)
     _write_files(directory, packed)
     path = directory / "program.json"

@@ -28,6 +28,9 @@ export function quantile(values, share) {
   return sorted[below] + (sorted[above] - sorted[below]) * (at - below);
 }
 
+// Milliseconds as they are shown.
+export const shownMs = (ms) => `${ms >= 100 ? Math.round(ms) : ms.toPrecision(3)} ms`;
+
 export const median = (values) => quantile(values, 0.5);
 
 // The ratio of medians with a 95 % interval: rounds are resampled, both of a round together.
@@ -38,7 +41,8 @@ export function ratioOf(above, below) {
     const rounds = above.map(() => Math.floor(random() * above.length));
     draws.push(median(rounds.map((one) => above[one])) / median(rounds.map((one) => below[one])));
   }
-  return { value: median(above) / median(below), low: quantile(draws, 0.025), high: quantile(draws, 0.975) };
+  const [low, high] = [0.025, 0.975].map((share) => quantile(draws, share));
+  return { value: median(above) / median(below), low, high };
 }
 
 // Milliseconds per frame of `count` frames, each of the next camera, to completion.
@@ -58,7 +62,8 @@ async function warmUp(frame, names, cameras, seconds) {
     for (const name of names) {
       const ms = await sample(frame, name, cameras, counts[name]) * counts[name];
       if (ms >= SAMPLE_MS || counts[name] >= MOST_FRAMES) continue;
-      counts[name] = Math.min(MOST_FRAMES, Math.ceil(counts[name] * Math.min(4, 1.2 * SAMPLE_MS / Math.max(ms, 0.1))));
+      const factor = Math.min(4, (1.2 * SAMPLE_MS) / Math.max(ms, 0.1));
+      counts[name] = Math.min(MOST_FRAMES, Math.ceil(counts[name] * factor));
       short = true;
     }
     await pause();
@@ -110,5 +115,6 @@ export async function benchmark(frame, names, cameras, { seconds, progress = () 
 function spread(name, values) {
   const share = (quantile(values, 0.75) - quantile(values, 0.25)) / median(values);
   if (share <= WIDE_SPREAD) return [];
-  return [`${name}: wide spread, the middle half spans ${Math.round(100 * share)} % of the median`];
+  const percent = Math.round(100 * share);
+  return [`${name}: wide spread, the middle half spans ${percent} % of the median`];
 }

@@ -19,7 +19,7 @@ function turned(v, axis, angle) {
 
 // A pose is its three axes in the world (right, down, forward) and where it stands.
 export function poseOf(view) {
-  const right = [...view.slice(0, 3)], down = [...view.slice(4, 7)], forward = [...view.slice(8, 11)];
+  const [right, down, forward] = [0, 4, 8].map((start) => [...view.slice(start, start + 3)]);
   const t = [view[3], view[7], view[11]];
   const position = scale(add(add(scale(right, t[0]), scale(down, t[1])), scale(forward, t[2])), -1);
   return { right, down, forward, position };

@@ -39,7 +39,7 @@ export class FrameGraph {
       draw.fillStyle = colour("--line");
       draw.fillRect(left, Math.round(y(ms)), width - left, 1);
       draw.fillStyle = colour("--quiet");
-      draw.fillText(`${Number(ms.toPrecision(2))} ms`, left - 6, y(ms));
+      draw.fillText(words(ms, top), left - 6, y(ms));
     }
     const step = (width - left) / KEPT;
     frames.forEach(({ name, ms }, i) => {
@@ -51,6 +51,11 @@ export class FrameGraph {
   tell(words) {
     if (this.text.textContent !== words) this.text.textContent = words;
   }
+}
+
+function words(ms, top) {
+  const [value, unit] = top >= 1000 ? [ms / 1000, "s"] : [ms, "ms"];
+  return `${Number(value.toPrecision(2))} ${unit}`;
 }
 
 // The end of the axis: 1, 2 or 5 times a power of ten, above all frames but the odd one.

@@ -1,6 +1,6 @@
 // What the benchmark found: shown, copied, or posted to where the page came from.
 
-import { median, quantile, ratioOf } from "./benchmark.js";
+import { median, quantile, ratioOf, shownMs } from "./benchmark.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -18,7 +18,7 @@ export function document_({ samples, framesPerSample, warnings }, renderer, prog
     splats: Object.fromEntries(named.map((name) => [name, program.facts.splats[name]])),
     frames_per_sample: framesPerSample,
     samples_ms: samples,
-    warnings: warnings.slice(0, 8).map(short),
+    warnings: [...warnings, ...(renderer.note ? [renderer.note] : [])].slice(0, 8).map(short),
   };
 }
 
@@ -35,8 +35,10 @@ function sentence({ sorted, sort_free: sortFree }) {
   if (!sorted || !sortFree) return "Only one of the two renderers runs here.";
   const { value, low, high } = ratioOf(sorted, sortFree);
   const interval = `[${low.toFixed(2)}, ${high.toFixed(2)}]`;
-  const word = low > 1 ? "faster" : high < 1 ? "slower" : "no different";
-  return `Sort-free is ${word}: sorted takes ${value.toFixed(2)}× as long ${interval}.`;
+  let word = "No clear difference";
+  if (low > 1) word = "Sort-free is faster";
+  if (high < 1) word = "Sort-free is slower";
+  return `${word}: sorted takes ${value.toFixed(2)}× as long ${interval}.`;
 }
 
 export function show(results, titles, software) {
@@ -46,9 +48,9 @@ export function show(results, titles, software) {
   $("ratio").textContent = sentence(samples);
   $("rows").replaceChildren(...Object.entries(samples).map(([name, row]) => {
     const line = document.createElement("tr");
-    const half = [quantile(row, 0.25), quantile(row, 0.75)].map((one) => one.toPrecision(3));
+    const half = [quantile(row, 0.25), quantile(row, 0.75)].map(shownMs);
     line.append(...cells("td", [
-      titles[name], `${median(row).toPrecision(3)} ms`, `${half.join(" to ")} ms`, String(row.length),
+      titles[name], shownMs(median(row)), half.join(" to "), String(row.length),
     ]));
     return line;
   }));
@@ -62,7 +64,8 @@ export function show(results, titles, software) {
   $("copy").onclick = () => copy(JSON.stringify(results));
   $("post").onclick = () => post(results);
   $("json").hidden = true;
-  $("post").hidden = !new URLSearchParams(location.search).has("token");  // another server takes none
+  // Another server takes none.
+  $("post").hidden = !new URLSearchParams(location.search).has("token");
 }
 
 async function copy(text) {

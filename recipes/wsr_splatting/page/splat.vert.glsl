@@ -1,5 +1,5 @@
 #version 300 es
-// One splat's quad: projection, colour, opacity and weight. Axes are OpenCV's: x right, y down, z forward.
+// One splat's quad: projection, colour, opacity and weight. Axes: x right, y down, z forward.
 precision highp float;
 precision highp int;
 precision highp sampler2D;
@@ -103,8 +103,10 @@ void main() {
     : (s.x >= s.z ? vec2(1.0, 0.0) : vec2(0.0, 1.0));
   float radius = sqrt(2.0 * log(255.0 * opacity));
   vec2 corner = vec2(gl_VertexID & 1, gl_VertexID >> 1) * 2.0 - 1.0;
-  offset = radius * (corner.x * sqrt(middle + spread) * along
-    + corner.y * sqrt(max(middle - spread, determinant / (middle + spread))) * vec2(-along.y, along.x));
+  float longer = middle + spread;
+  float shorter = max(middle - spread, determinant / longer);
+  vec2 across = vec2(-along.y, along.x);
+  offset = radius * (corner.x * sqrt(longer) * along + corner.y * sqrt(shorter) * across);
   vec2 mean = intrinsics.xy * p.xy / p.z + intrinsics.zw;
   vec2 unit = (mean + offset) / frame * 2.0 - 1.0;
   gl_Position = vec4(unit.x, -unit.y, 0.0, 1.0);

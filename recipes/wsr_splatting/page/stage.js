@@ -25,6 +25,12 @@ export class Stage {
     this.dirty = true;
   }
 
+  // The user moved the camera: what changes then is no popping.
+  moved() {
+    this.last = null;
+    this.touch();
+  }
+
   use(name) {
     this.name = name;
     this.recent = [];
@@ -54,7 +60,8 @@ export class Stage {
     const ratio = Math.min(devicePixelRatio || 1, 2);
     const wanted = canvas.clientWidth * canvas.clientHeight * ratio * ratio;
     const scale = ratio * this.scale * Math.min(1, Math.sqrt(MOST_PIXELS / wanted));
-    return [canvas.clientWidth, canvas.clientHeight].map((side) => Math.max(16, Math.round(side * scale)));
+    const sides = [canvas.clientWidth, canvas.clientHeight];
+    return sides.map((side) => Math.max(16, Math.round(side * scale)));
   }
 
   #fit() {
@@ -84,15 +91,16 @@ export class Stage {
 
   async #compare(frame, name) {
     const now = await frame.pixels();
-    if (this.last) {
+    const before = this.last?.name === name ? this.last.pixels : [];
+    if (before.length === now.length) {
       let most = 0;
       for (let i = 0; i < now.length; i += 1) {
-        const change = Math.abs(clamped(now[i]) - clamped(this.last[i]));
+        const change = Math.abs(clamped(now[i]) - clamped(before[i]));
         if (change > most) most = change;
       }
       this.change[name] = Math.max(most, this.change[name] ?? 0);
     }
-    this.last = now;
+    this.last = { name, pixels: now };
   }
 
   // Gives a slow GPU fewer pixels, so that the view can be turned.

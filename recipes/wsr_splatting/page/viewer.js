@@ -1,6 +1,6 @@
 // The page: picks a renderer, and connects it with the controls.
 
-import { benchmark } from "./benchmark.js";
+import { benchmark, shownMs } from "./benchmark.js";
 import { Orbit, fitted } from "./camera.js";
 import { FrameGraph } from "./charts.js";
 import { fetchJSON } from "./files.js";
@@ -21,7 +21,7 @@ function trouble(words) {
   $("trouble").textContent = words;
 }
 
-// Returns a renderer; `renderer.why` says why it is not WebGPU. `?renderer=webgl2` asks for that one.
+// Returns a renderer; its `why` says why it is not WebGPU. `?renderer=webgl2` asks for that one.
 async function pickRenderer(program) {
   const asked = new URLSearchParams(location.search).get("renderer");
   let why = asked === "webgl2" ? "The address asks for WebGL2." : "";
@@ -57,11 +57,12 @@ function describe(program, renderer) {
     + ` Drawn by ${renderer.title} on ${adapterText(renderer)}.`;
   const rows = {
     Renderer: renderer.title,
-    ...(renderer.why ? { "Why not WebGPU": renderer.why } : {}),
     Adapter: adapterText(renderer) + (isSoftware(renderer) ? " (software: a processor draws)" : ""),
     ...(renderer.note ? { Note: renderer.note } : {}),
     "Frame of the benchmark": program.frame.join(" × "),
   };
+  $("why").hidden = !renderer.why;
+  $("why").textContent = `${renderer.why} ${renderer.title} draws in its place.`;
   $("machine").replaceChildren(...Object.entries(rows).flatMap(([key, text]) => {
     const term = document.createElement("dt"), told = document.createElement("dd");
     term.textContent = key;
@@ -83,20 +84,21 @@ function connect(stage, renderer) {
   $("reset").disabled = false;
   $("reset").addEventListener("click", () => {
     stage.orbit.reset();
-    stage.touch();
+    stage.moved();
   });
-  listen($("view"), stage.orbit, () => stage.touch());
+  listen($("view"), stage.orbit, () => stage.moved());
 }
 
 function tellFrames(stage, renderer) {
   const { frame, name, medianMs, change } = stage;
   $("badge").textContent = `${TITLES[name]}, ${renderer.title}, ${frame.size.join(" × ")}`;
-  stage.graph.tell(`Median of the latest frames: ${medianMs.toPrecision(3)} ms (${TITLES[name].toLowerCase()}).`);
+  const title = TITLES[name].toLowerCase();
+  stage.graph.tell(`Median of the latest frames: ${shownMs(medianMs)} (${title}).`);
   if (stage.popping) {
-    const found = Object.entries(change).map(([one, most]) => `${TITLES[one].toLowerCase()} ${most.toFixed(3)}`);
-    $("popping-text").textContent = "Shown: what changed since the frame before, six times as bright,"
-      + " while the camera turns by 0.2° a frame."
-      + (found.length ? ` Largest change of a pixel so far: ${found.join(", ")} (of 1).` : "");
+    const most = Object.entries(change).map(([one, value]) => `${TITLES[one]} ${value.toFixed(3)}`);
+    $("popping-text").textContent = "Shown: what changed since the frame before, six times as"
+      + " bright, while the camera turns by 0.2° a frame."
+      + (most.length ? ` Largest change of a pixel so far (of 1): ${most.join(", ")}.` : "");
   }
 }
 
@@ -147,7 +149,8 @@ async function start() {
   describe(program, renderer);
   const orbit = new Orbit(program.cameras);
   const graph = new FrameGraph($("graph"), $("graph-text"));
-  const stage = new Stage({ canvas: $("view"), renderer, orbit, graph, told: () => tellFrames(stage, renderer) });
+  const told = () => tellFrames(stage, renderer);
+  const stage = new Stage({ canvas: $("view"), renderer, orbit, graph, told });
   connect(stage, renderer);
   const measure = measuring(program, renderer, stage);
   $("run").disabled = false;
@@ -165,7 +168,8 @@ async function start() {
       frame.destroy();
     }
   };
-  return { program, renderer: renderer.name, adapter: renderer.adapter, why: renderer.why ?? "", render, benchmark: measure, stage };
+  const { name, adapter, why = "" } = renderer;
+  return { program, renderer: name, adapter, why, render, benchmark: measure, stage };
 }
 
 window.edgeport = { missing: whyMissing() };

@@ -1,4 +1,4 @@
-// The fallback: the same image with WebGL2, which also works where WebGPU is not, over plain http.
+// The fallback: the same image with WebGL2, which works over plain http too.
 // The weighted sum is additive blending into a half-float texture; the sort is done on the CPU.
 
 import { DepthOrder } from "./depths.js";
@@ -11,10 +11,10 @@ const FLOATS = 10;  // of a splat's geometry
 export async function createWebGL2(canvas, program) {
   const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false });
   if (!gl) throw new Error("This browser has no WebGL2.");
-  if (!gl.getExtension("EXT_color_buffer_float") && !gl.getExtension("EXT_color_buffer_half_float")) {
+  const half = ["EXT_color_buffer_float", "EXT_color_buffer_half_float"];
+  if (!half.some((name) => gl.getExtension(name))) {
     throw new Error("This browser's WebGL2 cannot draw into half-float textures.");
   }
-  gl.getExtension("EXT_float_blend");
   const renderer = new WebGL2Renderer(canvas, gl, program);
   await renderer.load();
   return renderer;
@@ -37,8 +37,7 @@ class WebGL2Renderer {
     this.gl = gl;
     this.program = program;
     this.programs = Object.keys(program.programs);
-    this.missing = {};
-    this.note = "Without WebGPU the sorted renderer sorts on the CPU, which a frame's time includes.";
+    this.note = "Without WebGPU the sorted renderer sorts on the CPU; a frame's time includes it.";
     this.failed = new Promise(() => {});
     this.lost = new Promise((tell) => {
       canvas.addEventListener("webglcontextlost", () => tell("The GPU was lost: reload the page."));
@@ -77,14 +76,16 @@ class WebGL2Renderer {
       padded.set(one, 12 * i);
     }
     const columns = [Math.floor(Math.min(most, 3072) / 3), Math.floor(Math.min(most, 4096) / k)];
-    if (Math.ceil(count / columns[1]) > most) throw new Error(`${count} splats are too many for WebGL2 here.`);
+    if (Math.ceil(count / Math.min(...columns)) > most) {
+      throw new Error(`${count} splats are too many for WebGL2 here.`);
+    }
     return {
       count,
       degree: Math.sqrt(k) - 1,
       columns,
       positions,
-      geometryTexture: filled(gl, gl.RGBA32F, gl.FLOAT, padded, 3 * columns[0], 12 * count),
-      harmonicsTexture: filled(gl, gl.RGBA16F, gl.HALF_FLOAT, halves, k * columns[1], 4 * k * count),
+      geometryTexture: filled(gl, gl.RGBA32F, gl.FLOAT, padded, 3 * columns[0]),
+      harmonicsTexture: filled(gl, gl.RGBA16F, gl.HALF_FLOAT, halves, k * columns[1]),
       ordered: this.#ordered(count),
       inTurn: this.#ordered(count, Uint32Array.from({ length: count }, (_, i) => i)),
       depths: new DepthOrder(positions, count),
@@ -118,8 +119,7 @@ class WebGL2Frame {
     this.sums = target(renderer.gl, size);
     this.image = target(renderer.gl, size);
     this.before = target(renderer.gl, size);
-    this.isFirst = true;
-    this.shown = "";
+    this.shown = "";  // the program whose image is in `before`
   }
 
   draw(name, camera) {
@@ -133,7 +133,8 @@ class WebGL2Frame {
     const { gl } = this.renderer;
     gl.bindBuffer(gl.ARRAY_BUFFER, scene.ordered.buffer);
     gl.bufferSubData(gl.ARRAY_BUFFER, 0, scene.depths.sorted(camera.view));
-    this.#splats(scene, camera, this.image, [...scene.background, 1], gl.ONE_MINUS_SRC_ALPHA, scene.ordered);
+    const clear = [...scene.background, 1];
+    this.#splats(scene, camera, this.image, clear, gl.ONE_MINUS_SRC_ALPHA, scene.ordered);
   }
 
   #drawSum(scene, camera) {
@@ -142,7 +143,8 @@ class WebGL2Frame {
     gl.bindFramebuffer(gl.FRAMEBUFFER, this.image.framebuffer);
     gl.useProgram(normalise.program);
     texture(gl, normalise, "sums", 0, this.sums.texture);
-    gl.uniform4f(normalise.at("background"), ...scene.background, scene.backgroundWeight * scene.weightScale);
+    const weight = scene.backgroundWeight * scene.weightScale;
+    gl.uniform4f(normalise.at("background"), ...scene.background, weight);
     gl.uniform1f(normalise.at("least"), 1e-4 * scene.weightScale);
     gl.bindVertexArray(nothing);
     gl.drawArrays(gl.TRIANGLES, 0, 3);
@@ -175,7 +177,7 @@ class WebGL2Frame {
     gl.disable(gl.BLEND);
   }
 
-  // Puts the last drawn image on the canvas; with a gain, what changed since the last call.
+  // Puts the last drawn image on the canvas; with a gain, what changed since the last such call.
   show(gain = 0) {
     const { gl, show, nothing } = this.renderer;
     const [width, height] = this.size;
@@ -188,6 +190,8 @@ class WebGL2Frame {
     gl.uniform2f(show.at("how"), known ? gain : 0, gain > 0 ? 1 : 0);
     gl.bindVertexArray(nothing);
     gl.drawArrays(gl.TRIANGLES, 0, 3);
+    this.shown = "";
+    if (gain === 0) return;
     gl.bindFramebuffer(gl.READ_FRAMEBUFFER, this.image.framebuffer);
     gl.bindFramebuffer(gl.DRAW_FRAMEBUFFER, this.before.framebuffer);
     gl.blitFramebuffer(0, 0, width, height, 0, 0, width, height, gl.COLOR_BUFFER_BIT, gl.NEAREST);
@@ -229,7 +233,8 @@ class WebGL2Frame {
 
 // Where the camera stands: -R^T t.
 function eye(view) {
-  return [0, 1, 2].map((c) => -(view[c] * view[3] + view[4 + c] * view[7] + view[8 + c] * view[11]));
+  const t = [view[3], view[7], view[11]];
+  return [0, 1, 2].map((c) => -(view[c] * t[0] + view[4 + c] * t[1] + view[8 + c] * t[2]));
 }
 
 function texture(gl, shader, name, unit, one) {
@@ -248,8 +253,8 @@ function plainTexture(gl) {
 }
 
 // A texture `width` texels wide with all of `data` in it, row by row; the last row is padded.
-function filled(gl, format, type, data, width, length) {
-  const rows = Math.max(1, Math.ceil(length / (4 * width)));
+function filled(gl, format, type, data, width) {
+  const rows = Math.max(1, Math.ceil(data.length / (4 * width)));
   const padded = new data.constructor(4 * width * rows);
   padded.set(data);
   const made = plainTexture(gl);

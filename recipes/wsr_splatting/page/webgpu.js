@@ -51,7 +51,6 @@ class WebGPURenderer {
     this.device = device;
     this.program = program;
     this.programs = Object.keys(program.programs);
-    this.missing = {};
     this.lost = device.lost.then(({ message }) => `The GPU was lost: ${message}`);
     this.failed = new Promise((tell) => {
       device.addEventListener("uncapturederror", ({ error }) => tell(`WebGPU: ${error.message}`));
@@ -99,7 +98,8 @@ class WebGPURenderer {
       vertex: { module, entryPoint: "corner" },
       fragment: { module, entryPoint: "show", targets: [{ format: this.canvasFormat }] },
     });
-    this.gain = this.device.createBuffer({ size: 16, usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST });
+    const usage = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
+    this.gain = this.device.createBuffer({ size: 16, usage });
   }
 
   // Draws and shows a small frame of each program: some systems fail only there.
@@ -116,7 +116,8 @@ class WebGPURenderer {
 
   async #buffer(label, one) {
     const usages = (one.usage ?? ["storage"]).map((name) => GPUBufferUsage[name.toUpperCase()]);
-    const usage = usages.reduce((all, bit) => all | bit, GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC);
+    const copied = GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC;
+    const usage = usages.reduce((all, bit) => all | bit, copied);
     let content = null;
     if (one.file) content = await fetchBytes(one.file);
     if (one.values) content = Float32Array.from(one.values);
@@ -164,7 +165,8 @@ class WebGPUFrame {
       this.textures.set(name, this.#texture(name, format));
     }
     this.views = new Map([...this.textures].map(([name, one]) => [name, one.createView()]));
-    this.before = new Map();
+    this.before = new Map();  // images that were compared with, by output
+    this.shown = "";  // the output that is in `before`
     this.groups = new Map();
   }
 
@@ -176,9 +178,12 @@ class WebGPUFrame {
 
   #group(one) {
     if (!this.groups.has(one)) {
-      const resource = (name) => this.views.get(name) ?? { buffer: this.renderer.buffers.get(name) };
+      const { buffers } = this.renderer;
+      const resource = (name) => this.views.get(name) ?? { buffer: buffers.get(name) };
       const named = Object.entries(one.bindings ?? {});
-      const entries = named.map(([binding, name]) => ({ binding: Number(binding), resource: resource(name) }));
+      const entries = named.map(([binding, name]) => (
+        { binding: Number(binding), resource: resource(name) }
+      ));
       const layout = this.renderer.pipelines.get(one).getBindGroupLayout(0);
       this.groups.set(one, this.renderer.device.createBindGroup({ layout, entries }));
     }
@@ -231,17 +236,17 @@ class WebGPUFrame {
     pass.end();
   }
 
-  // Puts the last drawn image on the canvas; with a gain, what changed since the last call.
+  // Puts the last drawn image on the canvas; with a gain, what changed since the last such call.
   show(gain = 0) {
     const { device, context, showing, gain: uniform } = this.renderer;
     const current = this.textures.get(this.output);
-    let before = this.before.get(this.output);
-    const first = !before;
-    if (first) {
-      before = this.#texture("before", current.format);
-      this.before.set(this.output, before);
+    if (!this.before.has(this.output)) {
+      this.before.set(this.output, this.#texture("before", current.format));
     }
-    device.queue.writeBuffer(uniform, 0, Float32Array.from([first ? 0 : gain, gain > 0 ? 1 : 0, 0, 0]));
+    const before = this.before.get(this.output);
+    const known = this.shown === this.output;
+    const how = Float32Array.from([known ? gain : 0, gain > 0 ? 1 : 0, 0, 0]);
+    device.queue.writeBuffer(uniform, 0, how);
     const entries = [current.createView(), before.createView(), { buffer: uniform }]
       .map((resource, binding) => ({ binding, resource }));
     const group = device.createBindGroup({ layout: showing.getBindGroupLayout(0), entries });
@@ -254,8 +259,11 @@ class WebGPUFrame {
     pass.setBindGroup(0, group);
     pass.draw(3);
     pass.end();
-    encoder.copyTextureToTexture({ texture: current }, { texture: before }, [...this.size, 1]);
+    if (gain > 0) {
+      encoder.copyTextureToTexture({ texture: current }, { texture: before }, [...this.size, 1]);
+    }
     device.queue.submit([encoder.finish()]);
+    this.shown = gain > 0 ? this.output : "";
   }
 
   finish() {

@@ -55,14 +55,16 @@ class Settings:
     `sums` is the format of the weighted sum. `projection` is where the sort-free program projects:
     in the vertex stage, four times a splat and with nothing written to memory, or in a compute
     pass before it. `key_bits` are 16, 24 or 32, of the depth in the sort; `rounds` are the keys a
-    thread of the sort takes. `canvas` is the format that the sorted program blends into.
+    thread of the sort takes. `canvas` is the format that the sorted program blends into. `discard`
+    leaves out the corners of the quads, which otherwise are blended with an opacity of 0.
     """
 
     sums: Target = "rgba16float"
-    projection: Literal["vertex", "compute"] = "vertex"
+    projection: Literal["vertex", "compute"] = "compute"
     key_bits: int = 16
     rounds: int = 8
     canvas: Literal["rgba16float", "rgba32float", "rgba8unorm"] = "rgba16float"
+    discard: bool = False
 
 
 def write_program(
@@ -220,14 +222,15 @@ def _sort_free(scene: _Scene, settings: Settings, buffers: dict[str, Any]) -> li
             | {
                 "draw": "shaders/sort_free.wgsl",
                 "vertex": "project_corner",
-                "constants": scene.constants(),
+                "constants": scene.constants() | {"DISCARD": int(settings.discard)},
                 "bindings": scene.bindings(),
                 "vertices": 4,
                 "instances": scene.packed.count,
             }
         ]
     else:
-        passes = [*_project_visible(scene, buffers), add | _drawn_records("visible", "drawn")]
+        drawn = _drawn_records("visible", "drawn", settings)
+        passes = [*_project_visible(scene, buffers), add | drawn]
     return [*passes, _normalise(scene)]
 
 
@@ -255,10 +258,13 @@ def _project_visible(scene: _Scene, buffers: dict[str, Any]) -> list[dict[str, A
     ]
 
 
-def _drawn_records(records: str, arguments: str, order: str | None = None) -> dict[str, Any]:
+def _drawn_records(
+    records: str, arguments: str, settings: Settings, order: str | None = None
+) -> dict[str, Any]:
     return {
         "draw": "shaders/draw_records.wgsl",
         "vertex": "sorted_corner" if order else "next_corner",
+        "constants": {"DISCARD": int(settings.discard)},
         "bindings": {"0": "camera", "3": records, **({"4": order} if order else {})},
         "indirect": arguments,
     }
@@ -311,7 +317,7 @@ def _sorted(scene: _Scene, settings: Settings, buffers: dict[str, Any]) -> list[
         "clear": [*_background(scene.blend), 1],
     }
     sort = _sort(count, digits, settings.rounds, buffers)
-    return [project, *sort, draw | _drawn_records("records", "sorted_drawn", order)]
+    return [project, *sort, draw | _drawn_records("records", "sorted_drawn", settings, order)]
 
 
 def _key_constants(key_bits: int) -> dict[str, float]:

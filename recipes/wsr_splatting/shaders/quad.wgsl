@@ -1,5 +1,7 @@
 // The quad around a splat's ellipse, and what a splat adds to a pixel by either rule.
 
+override DISCARD: u32 = 0u;  // 1: a quad's corners are discarded; 0: they are blended as nothing
+
 const MOST_ALPHA = 0.99;
 
 struct Corner {
@@ -53,14 +55,16 @@ fn no_corner() -> Corner {
   return corner;
 }
 
+// The opacity of a pixel, 0 where it is below 1/255: in the corners of the quad.
 fn alpha_at(offset: vec2f, opacity: f32) -> f32 {
-  return opacity * exp(-0.5 * dot(offset, offset));
+  let alpha = opacity * exp(-0.5 * dot(offset, offset));
+  return select(0.0, alpha, alpha >= LEAST_ALPHA);
 }
 
 @fragment
 fn add_weighted(corner: Corner) -> @location(0) vec4f {
   let alpha = alpha_at(corner.offset, corner.opacity);
-  if (alpha < LEAST_ALPHA) {
+  if (DISCARD == 1u && alpha == 0.0) {
     discard;
   }
   return alpha * corner.shade;
@@ -69,7 +73,7 @@ fn add_weighted(corner: Corner) -> @location(0) vec4f {
 @fragment
 fn lay_over(corner: Corner) -> @location(0) vec4f {
   let alpha = alpha_at(corner.offset, corner.opacity);
-  if (alpha < LEAST_ALPHA) {
+  if (DISCARD == 1u && alpha == 0.0) {
     discard;
   }
   let kept = min(alpha, MOST_ALPHA);

@@ -8,20 +8,15 @@ or on a software driver of Vulkan, which its name says.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-
-from benchmarks.data import data_folder
-from benchmarks.tables import Results, Row, ratio_fields, timing_fields
-from benchmarks.wsr_tables import tables
-from edgeport.measure import environment, interleave
-from edgeport.private import scratch_directory
-from edgeport.stages import host_threads
 from edgeport_recipes.wsr_splatting import evaluate, scenes
 from edgeport_recipes.wsr_splatting.cameras import Camera
 from edgeport_recipes.wsr_splatting.frames import FrameTimes, frame_times
@@ -35,6 +30,13 @@ from edgeport_recipes.wsr_splatting.splats import Blend, Rule, Splats
 from edgeport_recipes.wsr_splatting.train import advance, begin, train
 from edgeport_recipes.wsr_splatting.trainable import neighbour_distances
 
+from benchmarks.data import data_folder
+from benchmarks.tables import Results, Row, ratio_fields, timing_fields
+from benchmarks.wsr_tables import tables
+from edgeport.measure import environment, interleave
+from edgeport.private import scratch_directory
+from edgeport.stages import host_threads
+
 __all__ = ["run", "tables"]
 
 SUITE = "wsr"
@@ -44,7 +46,7 @@ SIZES = ((512, 512), (1280, 720))
 COUNTS = (10_000, 50_000, 138_766)
 FRAME_SECONDS = {"default": 20.0, "full": 120.0}
 STEP_SECONDS = {"default": 40.0, "full": 200.0}
-LEAST_POWER_OF_SPLATS = 0.5  # opacity of the garden's points
+GARDEN_OPACITY = 0.5  # the file has points, which have none
 
 
 @dataclass(frozen=True)
@@ -89,21 +91,21 @@ def trainings(full: bool) -> Iterator[Training]:
 
 
 def run(results: Results, full: bool) -> None:
-    """Runs what is not finished: frames first, which take minutes, and then the trainings."""
+    """Runs what is not finished: what takes minutes first, and then the trainings."""
     data = data_folder(SUITE, FOX, GARDEN)
-    for count in COUNTS:
-        for size in SIZES:
-            group = f"frames {count} {size[0]}x{size[1]}"
-            _once(results, group, lambda: _garden_frames(data, count, size, group, results.budget))
-    _once(results, "step", lambda: _steps(data, results.budget))
+    budget = results.budget
+    for count, size in product(COUNTS, SIZES):
+        group = f"frames {count} {size[0]}x{size[1]}"
+        _once(results, group, partial(_garden_frames, data, count, size, group, budget))
+    _once(results, "step", partial(_steps, data, budget))
     for one in trainings(full):
-        _once(results, one.group, lambda: _train(one, data, results.budget))
+        _once(results, one.group, partial(_train, one, data, budget))
     for size in SIZES:
         group = f"frames fox {size[0]}x{size[1]}"
-        _once(results, group, lambda: _fox_frames(size, group, results.budget))
+        _once(results, group, partial(_fox_frames, size, group, budget))
 
 
-def _once(results: Results, group: str, measure: Any) -> None:
+def _once(results: Results, group: str, measure: Callable[[], Sequence[Row]]) -> None:
     if not results.finished(group):
         print(f"running {group}", file=sys.stderr, flush=True)
         results.add(measure())
@@ -169,10 +171,10 @@ def _train(one: Training, data: Path, budget: str) -> list[Row]:
 
 
 def _steps(data: Path, budget: str) -> list[Row]:
-    """Returns the time of a training step with each rule, interleaved, on the fox's first splats."""
+    """Returns the time of a step with each rule, interleaved, from the fox's first splats on."""
     scene, threads = scene_of("fox", data), host_threads()
     torch.set_num_threads(threads)
-    calls = {}
+    calls: dict[str, Callable[[], float]] = {}
     for rule in ("sorted", "dir", "exp", "lc"):
         start = begin(scene, settings_of(Training("fox", rule, True, 0)))
         calls[rule] = lambda start=start: advance(start, scene)
@@ -200,7 +202,7 @@ def garden(data: Path, count: int) -> tuple[Splats, Camera]:
     positions = torch.from_numpy(points[chosen])
     shades = torch.from_numpy(colours[chosen]).float() / 255
     scales = neighbour_distances(positions).clamp(min=1e-6).log()[:, None].repeat(1, 3)
-    opacity = torch.full((len(chosen),), LEAST_POWER_OF_SPLATS).logit()
+    opacity = torch.full((len(chosen),), GARDEN_OPACITY).logit()
     splats = Splats(
         positions,
         scales,

@@ -48,14 +48,14 @@ class SplatScene:
     def of(self, rule: Rule) -> Trained:
         """Returns the set trained with a rule; where there is none, another set so blended.
 
-        Splats that a weighted sum trained are laid over each other as they are; splats that were
-        trained for that get a weight that falls to 0 at twice the farthest splat.
+        The splats stay as they are. LC's weight then falls to 0 at twice the farthest splat, EXP's
+        by e over half the way to it.
         """
         if rule in self.sets:
             return self.sets[rule]
         splats, blend = next(iter(self.sets.values()))
-        sigma = blend.sigma if blend.rule != "sorted" else 2 * self.farthest()
-        return splats, Blend(rule, sigma, blend.beta, blend.background, blend.background_weight)
+        sigma = 2 / self.farthest() if rule == "exp" else 2 * self.farthest()
+        return splats, Blend(rule, sigma, 1.0, blend.background, blend.background_weight)
 
     def farthest(self) -> float:
         """Returns the depth of the splat that is farthest from any of the cameras."""
@@ -126,10 +126,10 @@ def _around(splats: Splats) -> tuple[Camera, ...]:
 
 
 def starting(seed: int) -> SplatScene:
-    """Returns the generated scene's splats before any training, for either blend."""
+    """Returns the generated scene's splats before any training, for each blend."""
     scene = generated.make(seed, **SMALL)
     sets = {}
-    for rule in ("sorted", "lc"):
+    for rule in RULES:
         made = start(scene, Settings(method=rule), torch.Generator().manual_seed(seed))
         sets[rule] = made.final()
     cameras = scene.cameras

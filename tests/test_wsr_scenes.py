@@ -106,7 +106,7 @@ def test_the_camera_file_of_the_images_own_size_is_taken(folder: Path, room: Sce
     with pytest.raises(InputError, match=r"48 x 36 pixels, but the camera file says 96 x 72"):
         scenes.load(folder, cameras="transforms_full.json")
     shutil.copy(folder / "transforms.json", folder / "transforms_again.json")
-    with pytest.raises(InputError, match="2 of .* fit the images; name one with --cameras"):
+    with pytest.raises(InputError, match=r"2 of .* fit the images; name one with --cameras"):
         scenes.load(folder)
     check_same(scenes.load(folder, cameras="transforms_again.json"), room)
 
@@ -408,3 +408,8 @@ def test_transparent_pixels_lie_on_black(tmp_path: Path) -> None:
     Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
     found = load_photo(tmp_path / "a.png")
     assert found.tolist() == [[[200, 100, 50], [0, 0, 0], [40, 20, 10]]]
+
+
+def test_the_generated_scene_is_as_it_is() -> None:
+    with pytest.raises(InputError, match="takes no downscale, cameras or points"):
+        scenes.load("generated", 2)

@@ -79,6 +79,8 @@ def load(
     if downscale is not None and downscale < 1:
         raise InputError(f"--downscale is {downscale}; give 1 or more.")
     if str(where) == "generated":
+        if (downscale or 1) > 1 or cameras is not None or points is not None:
+            raise InputError("the generated scene takes no downscale, cameras or points of others.")
         return generated.make(seed)
     folder = Path(where)
     if not folder.is_dir():

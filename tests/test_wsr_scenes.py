@@ -14,7 +14,7 @@ import pytest
 import torch
 from edgeport_recipes.wsr_splatting import generated, scenes, transforms
 from edgeport_recipes.wsr_splatting.cameras import Camera, look_at, nearest_point, orbit
-from edgeport_recipes.wsr_splatting.photos import Lens, save_photo, shrink, undistort
+from edgeport_recipes.wsr_splatting.photos import Lens, load_photo, save_photo, shrink, undistort
 from edgeport_recipes.wsr_splatting.scenes import Scene
 
 from edgeport.errors import InputError
@@ -106,7 +106,7 @@ def test_the_camera_file_of_the_images_own_size_is_taken(folder: Path, room: Sce
     with pytest.raises(InputError, match=r"48 x 36 pixels, but the camera file says 96 x 72"):
         scenes.load(folder, cameras="transforms_full.json")
     shutil.copy(folder / "transforms.json", folder / "transforms_again.json")
-    with pytest.raises(InputError, match="name one with --cameras"):
+    with pytest.raises(InputError, match=r"2 of .* fit the images; name one with --cameras"):
         scenes.load(folder)
     check_same(scenes.load(folder, cameras="transforms_again.json"), room)
 
@@ -399,3 +399,17 @@ def test_a_broken_scene_is_refused_in_one_line(folder: Path, case: str) -> None:
 def test_a_downscale_that_leaves_nothing_is_refused(folder: Path, factor: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
         scenes.load(folder, factor)
+
+
+def test_transparent_pixels_lie_on_black(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = np.array([[[200, 100, 50, 255], [200, 100, 50, 0], [200, 100, 50, 51]]], np.uint8)
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
+    found = load_photo(tmp_path / "a.png")
+    assert found.tolist() == [[[200, 100, 50], [0, 0, 0], [40, 20, 10]]]
+
+
+def test_the_generated_scene_is_as_it_is() -> None:
+    with pytest.raises(InputError, match="takes no downscale, cameras or points"):
+        scenes.load("generated", 2)

@@ -1,22 +1,32 @@
-"""Scores of a trained scene: held-out views, popping, and what leaks past a dark object."""
+"""Scores of trained scenes: held-out views, popping, and what leaks past a dark object.
+
+python -m edgeport_recipes.wsr_splatting.evaluate --scene DIR OUT/lc OUT/sorted
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
+from edgeport_recipes.wsr_splatting import scenes
 from edgeport_recipes.wsr_splatting.cameras import Camera, orbit
 from edgeport_recipes.wsr_splatting.losses import psnr, ssim
 from edgeport_recipes.wsr_splatting.model import render
+from edgeport_recipes.wsr_splatting.ply import load_ply
 from edgeport_recipes.wsr_splatting.scenes import Scene
 from edgeport_recipes.wsr_splatting.splats import Blend, Splats
 from torch import Tensor
 
-from edgeport.errors import InputError
+from edgeport.errors import EdgeportError
 
+Distance = Callable[[Tensor, Tensor], Tensor]
 POPPING_DEGREES = 0.2
 POPPING_VIEWS = 60
 
@@ -28,48 +38,23 @@ def picture(splats: Splats, blend: Blend, camera: Camera) -> Tensor:
 
 
 def score(
-    splats: Splats, blend: Blend, scene: Scene, lpips_weights: Path | None = None
+    splats: Splats, blend: Blend, scene: Scene, distance: Distance | None = None
 ) -> dict[str, Any]:
-    """Returns PSNR in dB and SSIM of every held-out view and their means; LPIPS with weights."""
-    distance = None if lpips_weights is None else _lpips(lpips_weights)
+    """Returns PSNR in dB and SSIM of every held-out view and their means.
+
+    `distance` adds LPIPS: what lpips.load returns for the user's weights.
+    """
     views = []
     for index in scene.held_out:
         image = picture(splats, blend, scene.cameras[index])
         wanted = scene.images[index].float() / 255
         scores = {"psnr_db": psnr(image, wanted), "ssim": float(ssim(image, wanted))}
         if distance is not None:
-            scores["lpips"] = distance(image, wanted)
+            scores["lpips"] = float(distance(image, wanted))
         views.append({"name": scene.cameras[index].name, **scores})
     names = [name for name in views[0] if name != "name"]
     means = {name: statistics.fmean(float(view[name]) for view in views) for name in names}
     return {**means, "held_out": views}
-
-
-def _lpips(weights: Path) -> Any:
-    """Returns LPIPS of the package `lpips`, whose backbone is read from `weights`."""
-    try:
-        import lpips
-    except ImportError as error:
-        raise InputError("LPIPS needs its package: pip install lpips.") from error
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        net = lpips.LPIPS(net="alex", pretrained=True, pnet_rand=True, verbose=False)
-        net.net.load_state_dict(_alexnet_slices(state, net.net), strict=True)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{weights}: no weights of torchvision's AlexNet ({first}).") from error
-
-    def distance(image: Tensor, wanted: Tensor) -> float:
-        planes = [one.permute(2, 0, 1)[None] * 2 - 1 for one in (image, wanted)]
-        return float(net(*planes))
-
-    return distance
-
-
-def _alexnet_slices(state: dict[str, Tensor], net: torch.nn.Module) -> dict[str, Tensor]:
-    """Returns torchvision's `features.N.*` under the names of LPIPS's slices, `sliceS.N.*`."""
-    names = [name for name in net.state_dict() if name.startswith("slice")]
-    return {name: state[f"features.{name.split('.', 1)[1]}"] for name in names}
 
 
 def popping(
@@ -103,3 +88,39 @@ def leak(image: Tensor, mask: Tensor, colour: Tensor) -> float:
     """Returns mean(I) - c over the pixels of `mask` [h, w], for what should be `colour` [3]: the
     light that comes through an object."""
     return float((image[mask] - colour).mean())
+
+
+def report(folder: Path, scene: Scene) -> dict[str, Any]:
+    """Returns the scores of what train.py wrote to `folder`, and its popping on an orbit through
+    the first held-out view."""
+    splats, blend = load_ply(folder / "splats.ply")
+    camera = scene.cameras[scene.held_out[0]]
+    return {
+        "folder": str(folder),
+        "rule": blend.rule,
+        "splats": splats.count,
+        **score(splats, blend, scene),
+        "popping": popping(splats, blend, camera, scene.centre),
+    }
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--scene", required=True, help='Folder of posed photos, or "generated".')
+@click.option("--downscale", type=click.IntRange(min=1), help="As it was trained.")
+@click.option("--cameras", help="The camera file's name, where the folder has several.")
+@click.option("--seed", default=0, show_default=True, help="Of the generated scene.")
+def main(
+    folders: tuple[Path, ...], scene: str, downscale: int | None, cameras: str | None, seed: int
+) -> None:
+    """Prints, as JSON, the scores of trained scenes on the held-out views of their photos."""
+    try:
+        loaded = scenes.load(scene, downscale, cameras=cameras, seed=seed)
+        click.echo(json.dumps([report(folder, loaded) for folder in folders], indent=1))
+    except EdgeportError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edgeport.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -52,18 +56,26 @@ def load_photo(path: Path) -> Tensor:
 
     Raises InputError where it is missing or cannot be decoded.
     """
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with open_photo(path) as image:
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+                colours = torch.from_numpy(np.asarray(image).copy())
+                return (colours[..., :3].float() * colours[..., 3:] / 255).round().byte()
             return torch.from_numpy(np.asarray(image.convert("RGB")).copy())
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found, and the camera file names it; add it.") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{path}: cannot be read as a picture ({error}); replace it.") from error
+
+
+def open_photo(path: Path) -> Image.Image:
+    """Returns Pillow's picture, not yet decoded; raises InputError where Pillow is missing."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError('photos need Pillow: pip install "edgeport[images]".') from error
+    return Image.open(path)
 
 
 def save_photo(path: Path, image: Tensor) -> None:

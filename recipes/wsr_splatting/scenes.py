@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from edgeport.errors import InputError
 
 RANDOM_POINTS = 5000  # where a scene comes without any
 LEAST_SIDE = 16  # pixels
+USUAL_SIDE = 256  # pixels, at most, of photos whose size is not chosen: a CPU trains on them
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Scene:
 
 def load(
     where: str | Path,
-    downscale: int = 1,
+    downscale: int | None = 1,
     *,
     cameras: str | None = None,
     points: Path | None = None,
@@ -69,13 +71,16 @@ def load(
 
     A folder holds a transforms.json as instant-ngp and nerfstudio write it, or a COLMAP model
     (in sparse/0, sparse or the folder itself) beside images/. `cameras` names the camera file
-    where a folder has several; `points` an .npz of xyz [M, 3] and rgb [M, 3]. Raises InputError.
+    where a folder has several; `points` an .npz of xyz [M, 3] and rgb [M, 3]; no `downscale` makes
+    photos as small as USUAL_SIDE. Raises InputError.
     """
     from edgeport_recipes.wsr_splatting import colmap, generated, transforms
 
-    if downscale < 1:
+    if downscale is not None and downscale < 1:
         raise InputError(f"--downscale is {downscale}; give 1 or more.")
     if str(where) == "generated":
+        if (downscale or 1) > 1 or cameras is not None or points is not None:
+            raise InputError("the generated scene takes no downscale, cameras or points of others.")
         return generated.make(seed)
     folder = Path(where)
     if not folder.is_dir():
@@ -92,7 +97,7 @@ def load(
 def assemble(
     name: str,
     shots: Sequence[Shot],
-    downscale: int,
+    downscale: int | None,
     cloud: tuple[Tensor, Tensor] | None,
     seed: int = 0,
 ) -> Scene:
@@ -101,7 +106,10 @@ def assemble(
         raise InputError(
             f"{name}: {'no' if not shots else 'one'} image with a camera; give two views or more."
         )
-    pairs = [load_shot(one, downscale) for one in sorted(shots, key=lambda shot: str(shot.path))]
+    shots = sorted(shots, key=lambda shot: str(shot.path))
+    if downscale is None:
+        downscale = math.ceil(max(load_photo(shots[0].path).shape) / USUAL_SIDE)
+    pairs = [load_shot(one, downscale) for one in shots]
     cameras = tuple(camera for camera, _ in pairs)
     points, colours = cloud if cloud is not None else random_points(cameras, seed)
     _check_in_view(name, cameras, points)

@@ -23,6 +23,9 @@ class Settings:
     max_splats: int = 50_000
     view_opacity: bool = True
     degree: int = 3
+    first_opacity: float = 0.3
+    first_background_weight: float = 0.02
+    sigma_reach: float = 1.5  # LC's first sigma, in depths that 99 of 100 points lie before
     position_rates: tuple[float, float] = (4e-4, 8e-6)
     sh_rate: float = 5e-3
     sh_rest_rate: float = 5e-4

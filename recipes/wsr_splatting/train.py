@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 import torch
-from edgeport_recipes.wsr_splatting import checkpoint, evaluate, scenes
+from edgeport_recipes.wsr_splatting import checkpoint, evaluate, lpips, scenes
 from edgeport_recipes.wsr_splatting.checkpoint import Run
 from edgeport_recipes.wsr_splatting.densify import Sightings, densify
 from edgeport_recipes.wsr_splatting.files import write_json
@@ -40,7 +40,7 @@ def train(
     origin: dict[str, object] | None = None,
     resume: bool = False,
     checkpoint_every: int = 200,
-    lpips_weights: Path | None = None,
+    distance: evaluate.Distance | None = None,
     progress: Progress = lambda run, loss: None,
 ) -> dict[str, Any]:
     """Returns the scores of the trained scene, whose files are in `output_dir`/METHOD.
@@ -59,7 +59,7 @@ def train(
         if run.step % checkpoint_every == 0 or run.step == settings.iterations:
             checkpoint.write(folder / CHECKPOINT, run, origin)
         progress(run, loss)
-    return _finish(run, scene, folder, origin, lpips_weights)
+    return _finish(run, scene, folder, origin, distance)
 
 
 def _begin(
@@ -127,7 +127,7 @@ def _finish(
     scene: Scene,
     folder: Path,
     origin: dict[str, object],
-    lpips_weights: Path | None,
+    distance: evaluate.Distance | None,
 ) -> dict[str, Any]:
     splats, blend = run.scene.final()
     save_ply(folder / "splats.ply", splats, blend)
@@ -138,7 +138,7 @@ def _finish(
     facts = {"cameras": cameras, "centre": scene.centre.tolist(), "extent": scene.extent}
     write_json(folder / "cameras.json", facts)
     metrics = {
-        **evaluate.score(splats, blend, scene, lpips_weights),
+        **evaluate.score(splats, blend, scene, distance),
         "splats": splats.count,
         "seconds_per_iteration": run.seconds / run.step,
         "threads": torch.get_num_threads(),
@@ -172,7 +172,11 @@ def report(run: Run, loss: float) -> None:
 @click.option("--method", type=click.Choice(RULES), default="lc", show_default=True)
 @click.option("--output-dir", "-o", type=click.Path(path_type=Path), default=Path("out"))
 @click.option("--iterations", default=2000, show_default=True)
-@click.option("--downscale", default=1, show_default=True, help="Photos become this much smaller.")
+@click.option(
+    "--downscale",
+    type=click.IntRange(min=1),
+    help="Photos become this much smaller; by default so that no side is above 256 pixels.",
+)
 @click.option("--cameras", help="The camera file's name, where the folder has several.")
 @click.option("--points", type=click.Path(path_type=Path), help="Seed points: .npz of xyz and rgb.")
 @click.option("--max-splats", default=50_000, show_default=True)
@@ -181,7 +185,12 @@ def report(run: Run, loss: float) -> None:
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
 @click.option("--checkpoint-every", default=200, show_default=True, help="Iterations.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores by default.")
-@click.option("--lpips-weights", type=click.Path(path_type=Path), help="AlexNet's; adds LPIPS.")
+@click.option(
+    "--lpips-weights",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    help="Adds LPIPS: torchvision's AlexNet and LPIPS's alex.pth.",
+)
 def main(**options: Any) -> None:
     """Trains a splat scene and scores it on every 8th view, which is held out."""
     try:
@@ -203,13 +212,14 @@ def _train_as_asked(
     method: Any,
     output_dir: Path,
     iterations: int,
-    downscale: int,
+    downscale: int | None,
     cameras: str | None,
     points: Path | None,
     max_splats: int,
     seed: int,
     no_view_opacity: bool,
     threads: int | None,
+    lpips_weights: tuple[Path, Path] | None,
     **others: Any,
 ) -> dict[str, Any]:
     if threads is not None:
@@ -217,9 +227,13 @@ def _train_as_asked(
     settings = check(
         Settings(method, iterations, seed, max_splats, view_opacity=not no_view_opacity)
     )
+    distance = None if lpips_weights is None else lpips.load(*lpips_weights)
     loaded = scenes.load(scene, downscale, cameras=cameras, points=points, seed=seed)
-    origin: dict[str, object] = {"scene": scene, "downscale": downscale, "cameras": cameras}
-    return train(loaded, settings, output_dir, origin=origin, progress=report, **others)
+    size = list(loaded.cameras[0].size)
+    origin: dict[str, object] = {"scene": scene, "size": size, "views": len(loaded.cameras)}
+    return train(
+        loaded, settings, output_dir, origin=origin, distance=distance, progress=report, **others
+    )
 
 
 if __name__ == "__main__":

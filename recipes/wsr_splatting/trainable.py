@@ -12,8 +12,6 @@ from edgeport_recipes.wsr_splatting.settings import Settings
 from edgeport_recipes.wsr_splatting.splats import Blend, Splats
 from torch import Tensor
 
-FIRST_OPACITY = 0.3
-FIRST_BACKGROUND_WEIGHT = 0.02
 SHARED = ("sigma", "beta", "background", "background_weight")  # one value for all splats
 _BETAS, _EPSILON = (0.9, 0.999), 1e-15
 
@@ -144,13 +142,13 @@ def start(scene: Scene, settings: Settings, rng: torch.Generator) -> Trainable:
         "positions": points.clone(),
         "log_scales": distances.log()[:, None].repeat(1, 3),
         "rotations": torch.tensor([1.0, 0, 0, 0]).repeat(count, 1),
-        "opacity_logits": torch.full((count,), math.log(FIRST_OPACITY / (1 - FIRST_OPACITY))),
+        "opacity_logits": torch.full((count,), settings.first_opacity).logit(),
         "sh": ((colours - 0.5) / C0)[:, None],
         "sh_rest": torch.zeros(count, rest, 3),
         "sigma": torch.tensor(first_sigma(scene, settings)).log(),
         "beta": torch.tensor(1.0),
         "background": images.mean(0) / 255,
-        "background_weight": torch.tensor(math.log(FIRST_BACKGROUND_WEIGHT)),
+        "background_weight": torch.tensor(settings.first_background_weight).log(),
     }
     if settings.view_opacity and settings.method != "sorted":
         values["opacity_sh"] = torch.full((count, 1), 1 / C0)
@@ -161,8 +159,8 @@ def start(scene: Scene, settings: Settings, rng: torch.Generator) -> Trainable:
 def first_sigma(scene: Scene, settings: Settings) -> float:
     """Returns sigma in the scene's units.
 
-    LC: the depth that one point in a hundred lies behind, and a half more, so that all weights
-    are above 0; EXP: such that the weight falls by e over the median depth.
+    LC: the depth that one point in a hundred lies behind, and a part more, so that the weights are
+    above 0; EXP: such that the weight falls by e over the median depth.
     """
     views = torch.stack([scene.cameras[one].view[2] for one in scene.training])
     depths = (scene.points @ views[:, :3].T + views[:, 3]).flatten()
@@ -172,7 +170,7 @@ def first_sigma(scene: Scene, settings: Settings) -> float:
     depths = depths[:: len(depths) // 1_000_000 + 1]
     if settings.method == "exp":
         return 1 / float(depths.median())
-    return 1.5 * float(depths.quantile(0.99))
+    return settings.sigma_reach * float(depths.quantile(0.99))
 
 
 def neighbour_distances(points: Tensor) -> Tensor:

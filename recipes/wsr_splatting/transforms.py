@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from edgeport_recipes.wsr_splatting.files import read_json, write_json
-from edgeport_recipes.wsr_splatting.photos import Lens, save_photo
+from edgeport_recipes.wsr_splatting.photos import Lens, open_photo, save_photo
 from edgeport_recipes.wsr_splatting.scenes import Scene, Shot
 from torch import Tensor
 
@@ -32,18 +32,17 @@ def read(folder: Path, name: str | None = None) -> list[Shot]:
     fitting = [(path, shots) for path, shots in read if _fits(shots)]
     if len(fitting) != 1:
         names = ", ".join(path.name for path in found)
-        raise InputError(f"{folder}: {names} fit equally; name one with --cameras.")
+        raise InputError(
+            f"{folder}: {len(fitting)} of {names} fit the images; name one with --cameras."
+        )
     return fitting[0][1]
 
 
 def _fits(shots: list[Shot]) -> bool:
     """Says whether the first shot is there and as large as the camera file says."""
-    from PIL import Image
-
     if not shots or not shots[0].path.is_file():
         return False
-    with Image.open(shots[0].path) as image:
-        return shots[0].size in (None, image.size)
+    return shots[0].size in (None, _size_of(shots[0].path))
 
 
 def _shots(path: Path) -> list[Shot]:
@@ -89,10 +88,8 @@ def _lens(facts: dict[str, Any], path: Path, size: tuple[int, int] | None) -> Le
 
 
 def _size_of(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with open_photo(path) as image:
             return image.size
     except OSError as error:
         raise InputError(f"{path}: cannot be read as a picture ({error}).") from error

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Debian packages that tests of some features need; EDGEPORT_REQUIRE names those that must be there.
-SYSTEM_PACKAGES := openssh-server openssh-client adb chromium
+SYSTEM_PACKAGES := openssh-server openssh-client adb chromium mesa-vulkan-drivers
 
 .PHONY: demo test lint bench system-deps clean
 

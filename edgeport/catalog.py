@@ -90,7 +90,8 @@ class Source:
     def _option_files(self) -> list[Path]:
         """Returns the files that a recipe's options name."""
         options = self.recipe.options if self.recipe is not None else ()
-        named = [Path(str(self.options[one.name])) for one in options if one.path]
+        values = [str(self.options[one.name]) for one in options if one.path]
+        named = [Path(value) for value in values if value]
         return [
             file
             for path in named

@@ -20,7 +20,7 @@ from edgeport.cache import Cache, Entry
 from edgeport.errors import InputError
 from edgeport.feeds import PARITY_INPUTS, PARITY_OUTPUTS
 from edgeport.fingerprint import digest, file_sha256
-from edgeport.footprint import SourceFiles, base_key, shortened
+from edgeport.footprint import base_key, shortened
 from edgeport.importing import importable, load_function, user_code
 from edgeport.plan import WRITTEN, Plan
 from edgeport.private import scratch_directory
@@ -44,7 +44,8 @@ def export(plan: Plan, cache: Cache, staging: Path, progress: Callable[[str], No
     from the reference than the recipe's tolerance.
     """
     base = base_key()
-    files = SourceFiles(plan.source, plan.seed, progress).digests(cache, base)
+    # What it reads beside its own code, it names by options that are paths.
+    files = {str(path): file_sha256(path) for path in plan.source.files()}
     key = {
         "base": base,
         "source": plan.source.describe(),

@@ -188,6 +188,14 @@ def test_the_weighted_sum_has_no_order(tmp_path: Path) -> None:
     assert np.abs(given - other).max() <= 2e-6
 
 
+def test_two_frames_are_the_same(tmp_path: Path) -> None:
+    """The sorted path blends ties and near ties in one order always: nothing flickers."""
+    splats = cloud(3000)
+    session = written(tmp_path, splats)
+    first, second = (session.image("sorted", camera()) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
 def test_a_dark_spot_before_a_bright_wall(tmp_path: Path) -> None:
     """Untrained, a weighted sum lets the wall shine through; sorted, the spot hides it."""
     wall = [(0.25 * x, 0.25 * y, 4.0) for x in range(-8, 9) for y in range(-8, 9)]

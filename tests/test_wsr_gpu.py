@@ -163,6 +163,17 @@ def test_a_huge_splat_before_the_camera_and_thin_ones(tmp_path: Path) -> None:
     assert psnr(ordered, reference(splats, SORTED)) > 75
 
 
+def test_an_opacity_above_one_reaches_further_into_the_frame(tmp_path: Path) -> None:
+    """The splat's middle is 27 pixels outside, 3.4 of its deviations: u = 10 brings it into view."""
+    splats = spots([(-2.7, 0.0, 3.0)], [1.0], 0.3)
+    factor = torch.tensor([[10.0 / C0]])
+    splats = replace(splats, opacity_logits=torch.tensor([0.0]), opacity_sh=factor)
+    free, ordered = written(tmp_path, splats, LC, FINE).run(camera())
+    assert np.abs(free[:, 0] - np.array(BACKGROUND)).max() > 0.05
+    assert psnr(free, reference(splats, LC)) > 65
+    assert psnr(ordered, reference(splats, SORTED)) > 75
+
+
 def test_nothing_in_sight_is_the_background(tmp_path: Path) -> None:
     for number, settings in enumerate((FINE, Settings(projection="compute"))):
         behind = spots([(0.0, 0.0, -3.0), (0.0, 0.0, NEAR)], [0.5, 0.5], 0.1)

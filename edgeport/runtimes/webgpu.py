@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import wgpu
 from numpy.typing import NDArray
+from wgpu.backends import wgpu_native
 
 from edgeport.errors import InputError
 from edgeport.runtimes import CompileRequest
@@ -152,10 +153,12 @@ class Session:
         encoder.resolve_query_set(queries, 0, count, resolved, 0)
         self._device.queue.submit([encoder.finish()])
         ticks = np.frombuffer(self._device.queue.read_buffer(resolved), np.uint64)
+        # wgpu gives the GPU's ticks, and only its C interface says how many nanoseconds one is.
+        tick_ns = float(wgpu_native.lib.wgpuQueueGetTimestampPeriod(self._device.queue._internal))
         seconds: dict[str, float] = {}
         for step, spent in zip(steps, np.diff(ticks.reshape(-1, 2).astype(np.float64))):
             label = step.work.label
-            seconds[label] = seconds.get(label, 0.0) + float(spent[0]) * 1e-9
+            seconds[label] = seconds.get(label, 0.0) + float(spent[0]) * tick_ns * 1e-9
         return seconds
 
     def compute_passes(self, program: str) -> int:

@@ -286,6 +286,10 @@ def test_the_benchmark_ends_in_webgl2(browser: Browser, exported: Exported, tmp_
     with client_of(copied(exported, tmp_path)) as client:
         opened(browser, f"{client.service.urls[0]}&renderer=webgl2")
         check_benchmark(browser, client, "webgl2")
+        sizes = "[...document.getElementById('size').options].map((one) => one.text)"
+        assert browser.value(sizes) == ["96 × 64", "1280 × 720", "512 × 512"]  # noqa: RUF001
+        found = browser.value("edgeport.benchmark({ seconds: 0.1, size: [64, 64] })")
+        assert found["frame"] == [64, 64]
 
 
 def waited(browser: Browser, element: str, start: str) -> str:

@@ -209,8 +209,8 @@ def test_webgl2_draws_it_over_plain_http_from_another_address(
         assert told["renderer"] == "webgl2", told
         assert told["why"].startswith("WebGPU needs a secure context: open the page over https")
         check_images(browser, exported)
-        assert "WebGL2" in browser.value("document.getElementById('about').textContent")
-        assert told["why"] in browser.value("document.getElementById('why').textContent")
+        assert "WebGL2" in text_of(browser, "about")
+        assert told["why"] in text_of(browser, "why")
         assert complaints(browser) == []
 
 
@@ -266,9 +266,9 @@ def check_benchmark(browser: Browser, client: Client, renderer: str) -> None:
     found = browser.value("edgeport.benchmark({ seconds: 0.5 })")
     rounds = {len(row) for row in found["samples_ms"].values()}
     assert len(rounds) == 1 and min(rounds) >= 5
-    shown = browser.value("document.getElementById('ratio').textContent")
+    shown = text_of(browser, "ratio")
     browser.value("document.getElementById('post').click()")
-    assert waited(browser, "state", "Sent") == "Sent: kept as host."
+    until(browser, "document.getElementById('state').textContent === 'Sent: kept as host.'")
     kept = {one["metric"]: one for one in client.kept}
     assert set(kept) == {"frame_ms:sort_free", "frame_ms:sorted", "speedup:sort_free"}
     for one in kept.values():
@@ -292,21 +292,24 @@ def test_the_benchmark_ends_in_webgl2(browser: Browser, exported: Exported, tmp_
         assert found["frame"] == [64, 64]
 
 
-def waited(browser: Browser, element: str, start: str) -> str:
-    """Returns an element's text once it starts so, or whatever it is after five seconds."""
-    return str(
-        browser.value(
-            f"""new Promise((tell) => {{
-              const started = performance.now();
-              const look = () => {{
-                const text = document.getElementById({element!r}).textContent;
-                if (text.startsWith({start!r}) || performance.now() - started > 5000) tell(text);
-                else setTimeout(look, 20);
-              }};
-              look();
-            }})"""
-        )
+def until(browser: Browser, condition: str, seconds: int = 20) -> None:
+    """Returns once the page meets a condition in JavaScript; fails where it does not in time."""
+    held = browser.value(
+        f"""new Promise((tell) => {{
+          const started = performance.now();
+          const look = () => {{
+            if ({condition}) tell(true);
+            else if (performance.now() - started > {1000 * seconds}) tell(false);
+            else setTimeout(look, 20);
+          }};
+          look();
+        }})"""
     )
+    assert held, (condition, browser.value("document.body.innerText"))
+
+
+def text_of(browser: Browser, element: str) -> str:
+    return str(browser.value(f"document.getElementById('{element}').textContent"))
 
 
 def test_a_static_server_takes_no_results(browser: Browser, exported: Exported) -> None:
@@ -383,14 +386,12 @@ def test_popping_is_shown_and_told(browser: Browser, client: Client) -> None:
         browser.value(f"document.querySelector('input[value={name}]').click()")
         if name == "sort_free":
             browser.value("document.getElementById('popping').click()")
-        browser.value(
-            "new Promise((go) => { const look = () => edgeport.stage.change."
-            f"{name} > 0 ? go() : setTimeout(look, 20); look(); }})"
-        )
+        until(browser, f"edgeport.stage.change.{name} > 0")
     change = browser.value("edgeport.stage.change")
     assert 0 < change["sort_free"] < 1
     assert 0 < change["sorted"] < 1
-    text = waited(browser, "popping-text", "Shown: what changed since the frame before")
+    text = text_of(browser, "popping-text")
+    assert text.startswith("Shown: what changed since the frame before")
     assert "Sort-free 0." in text and "Sorted 0." in text
 
 
@@ -418,7 +419,7 @@ def test_without_webgpu_it_says_so(client: Client) -> None:
         told = opened(plain, client.service.urls[0])
         assert told["renderer"] == "webgl2"
         assert told["why"] == "This browser gives WebGPU no GPU here."
-        assert told["why"] in plain.value("document.getElementById('why').textContent")
+        assert told["why"] in text_of(plain, "why")
 
 
 def test_without_webgl_too_it_says_so(client: Client) -> None:
@@ -426,7 +427,7 @@ def test_without_webgl_too_it_says_so(client: Client) -> None:
         told = opened(plain, client.service.urls[0])
         assert told["error"].startswith("Nothing here can draw the scene. ")
         assert "WebGPU" in told["error"] and "WebGL2" in told["error"]
-        assert plain.value("document.getElementById('trouble').textContent") == told["error"]
+        assert text_of(plain, "trouble") == told["error"]
         assert not plain.value("document.getElementById('trouble').hidden")
         assert plain.value("document.getElementById('run').disabled")
 

@@ -34,9 +34,9 @@ pytestmark = [needs_chromium, pytest.mark.xdist_group("gpu_browser")]
 PAGE = ROOT / "recipes/wsr_splatting/page"
 SIZE = (96, 64)
 BACKGROUND = (0.1, 0.2, 0.3)
-LEAST_PSNR_DB = 50.0
-"""Of the browser's image against the PyTorch renderer's: measured 60 dB for the weighted sum (half
-floats, and pixels where alpha is just 1/255), 65 dB sorted."""
+LEAST_PSNR_DB = 55.0
+"""Of the browser's image against the PyTorch renderer's. Measured: 60.8 dB at the least, from half
+floats in the sum and from pixels where alpha is just about 1/255; 85 dB at the most."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Exported:
         return image.clamp(0, 1).numpy()
 
 
-def camera_at(angle: float, height: float = -0.6) -> dict[str, Any]:
-    """Returns a camera 4 units from the origin that looks at it; y points down."""
-    place = torch.tensor([4 * np.sin(angle), height, -4 * np.cos(angle)], dtype=torch.float32)
+def camera_at(angle: float, distance: float = 4.0) -> dict[str, Any]:
+    """Returns a camera that far from the origin that looks at it; y points down."""
+    place = torch.tensor([np.sin(angle), -0.15, -np.cos(angle)], dtype=torch.float32) * distance
     forward = -place / place.norm()
     right = torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), forward)
     right = right / right.norm()
@@ -95,7 +95,8 @@ def make_splats(count: int, degree: int, with_factor: bool) -> Splats:
 
 def make_page(directory: Path, splats: Splats, free: Blend) -> Exported:
     blends = {"sort_free": free, "sorted": Blend("sorted", background=BACKGROUND)}
-    cameras = [camera_at(angle) for angle in (0.0, 0.9, -0.5)]
+    # From within, splats reach into the frame whose middle is far outside it.
+    cameras = [camera_at(0.0), camera_at(0.9, distance=0.9), camera_at(-0.5)]
     directory.mkdir(parents=True)
     write_program(directory, {name: (splats, blends[name]) for name in blends}, cameras, SIZE)
     shutil.copytree(PAGE, directory, dirs_exist_ok=True)
@@ -149,7 +150,8 @@ def check_images(browser: Browser, exported: Exported) -> None:
         for camera in exported.cameras[:2]:
             reference = exported.reference(name, camera)
             assert reference.std() > 0.05, "a picture, not a plain colour"
-            assert psnr_db(drawn(browser, name, camera), reference) > LEAST_PSNR_DB
+            found = psnr_db(drawn(browser, name, camera), reference)
+            assert found > LEAST_PSNR_DB
 
 
 def complaints(browser: Browser) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -121,6 +122,16 @@ class Client:
             "/results", "POST", headers={"User-Agent": user_agent, **headers}, body=body
         )
         return answer.status, told.decode()
+
+    def raw(self, content: bytes) -> bytes:
+        """Returns all that the server answers to bytes that may be no request."""
+        address = ("127.0.0.1", self.service.port)
+        with socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(content)
+            answer = b""
+            while piece := connection.recv(1 << 16):
+                answer += piece
+            return answer
 
     @property
     def kept(self) -> list[dict[str, Any]]:

@@ -5,102 +5,32 @@ Its images are compared with the PyTorch renderer's, through WebGPU and through 
 
 from __future__ import annotations
 
-import json
-import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from browser import NO_GPU, SOFTWARE_GPU, Browser, browsing
-from edgeport_recipes.wsr_splatting.model import render
-from edgeport_recipes.wsr_splatting.program import write_program
-from edgeport_recipes.wsr_splatting.splats import Blend, Splats
-from serve_material import Client, client_of, write_manifest
-from support import ROOT, needs_chromium
+from edgeport_recipes.wsr_splatting.splats import Blend
+from serve_material import Client, client_of
+from support import needs_chromium
+from wsr_page import (
+    BACKGROUND,
+    Exported,
+    check_images,
+    complaints,
+    copied,
+    make_page,
+    make_splats,
+    opened,
+    plain_http,
+    text_of,
+    until,
+)
 
 from edgeport.errors import InputError
 from edgeport.serving.certificate import lan_addresses
 
 pytestmark = [needs_chromium, pytest.mark.xdist_group("gpu_browser")]
-
-PAGE = ROOT / "recipes/wsr_splatting/page"
-SIZE = (96, 64)
-BACKGROUND = (0.1, 0.2, 0.3)
-LEAST_PSNR_DB = 50.0
-"""Of the browser's image against the PyTorch renderer's: measured 60 dB for the weighted sum (half
-floats, and pixels where alpha is just 1/255), 65 dB sorted."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A folder with a page, and what was drawn into it."""
-
-    directory: Path
-    splats: Splats
-    blends: dict[str, Blend]
-    cameras: list[dict[str, Any]]
-
-    def reference(self, name: str, camera: dict[str, Any]) -> np.ndarray:
-        """Returns the image [h, w, 3] of the PyTorch renderer, clamped as screens do."""
-        view = torch.tensor(camera["view"]).view(4, 4)
-        intrinsics = torch.tensor(camera["intrinsics"])
-        size = (camera["size"][0], camera["size"][1])
-        image = render(self.splats, self.blends[name], view, intrinsics, size)
-        return image.clamp(0, 1).numpy()
-
-
-def camera_at(angle: float, height: float = -0.6) -> dict[str, Any]:
-    """Returns a camera 4 units from the origin that looks at it; y points down."""
-    place = torch.tensor([4 * np.sin(angle), height, -4 * np.cos(angle)], dtype=torch.float32)
-    forward = -place / place.norm()
-    right = torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), forward)
-    right = right / right.norm()
-    rotation = torch.stack([right, torch.linalg.cross(forward, right), forward])
-    view = torch.eye(4)
-    view[:3, :3], view[:3, 3] = rotation, -rotation @ place
-    width, height_px = SIZE
-    intrinsics = [80.0, 80.0, width / 2, height_px / 2]
-    return {
-        "name": f"{angle:g}",
-        "view": view.flatten().tolist(),
-        "intrinsics": intrinsics,
-        "size": list(SIZE),
-    }
-
-
-def make_splats(count: int, degree: int, with_factor: bool) -> Splats:
-    rng = torch.Generator().manual_seed(count)
-    k = (degree + 1) ** 2
-    factor = torch.cat(
-        [2.5 + torch.rand(count, 1, generator=rng), 0.2 * torch.randn(count, k - 1, generator=rng)],
-        1,
-    )
-    return Splats(
-        0.8 * torch.randn(count, 3, generator=rng),
-        torch.rand(count, 3, generator=rng) - 3.2,
-        torch.randn(count, 4, generator=rng),
-        torch.randn(count, generator=rng) + 0.5,
-        0.25 * torch.randn(count, k, 3, generator=rng),
-        factor if with_factor else None,
-    )
-
-
-def make_page(directory: Path, splats: Splats, free: Blend) -> Exported:
-    blends = {"sort_free": free, "sorted": Blend("sorted", background=BACKGROUND)}
-    cameras = [camera_at(angle) for angle in (0.0, 0.9, -0.5)]
-    directory.mkdir(parents=True)
-    write_program(directory, {name: (splats, blends[name]) for name in blends}, cameras, SIZE)
-    shutil.copytree(PAGE, directory, dirs_exist_ok=True)
-    write_manifest(directory)
-    return Exported(directory, splats, blends, cameras)
 
 
 @pytest.fixture(scope="module")
@@ -120,65 +50,6 @@ def browser() -> Iterator[Browser]:
 def client(exported: Exported) -> Iterator[Client]:
     with client_of(exported.directory) as found:
         yield found
-
-
-def opened(browser: Browser, url: str, width: int = 1000, dark: bool = False) -> dict[str, Any]:
-    """Opens the page and returns what it says of itself once it can draw."""
-    browser.open(url, width=width, dark=dark)
-    told = browser.value(
-        "edgeport.ready.then(({renderer, adapter, why}) => ({renderer, adapter, why}),"
-        " (error) => ({error: error.message}))"
-    )
-    assert isinstance(told, dict)
-    return told
-
-
-def drawn(browser: Browser, name: str, camera: dict[str, Any]) -> np.ndarray:
-    """Returns the browser's image, float32 [h, w, 3], clamped."""
-    pixels = browser.value(f"edgeport.render('{name}', {json.dumps(camera)}).then((p) => [...p])")
-    width, height = camera["size"]
-    return np.array(pixels, np.float32).reshape(height, width, 3).clip(0, 1)
-
-
-def psnr_db(image: np.ndarray, reference: np.ndarray) -> float:
-    return float(-10 * np.log10(np.mean((image - reference) ** 2)))
-
-
-def check_images(browser: Browser, exported: Exported) -> None:
-    for name in ("sort_free", "sorted"):
-        for camera in exported.cameras[:2]:
-            reference = exported.reference(name, camera)
-            assert reference.std() > 0.05, "a picture, not a plain colour"
-            assert psnr_db(drawn(browser, name, camera), reference) > LEAST_PSNR_DB
-
-
-def complaints(browser: Browser) -> list[str]:
-    """Returns exceptions and the console's errors and warnings, but for the driver's own advice."""
-    said = [json.dumps(one) for one in browser.named("Runtime.exceptionThrown")]
-    for one in browser.named("Runtime.consoleAPICalled"):
-        said.append(json.dumps(one["args"]))
-    for one in browser.named("Log.entryAdded"):
-        if "GPU stall due to ReadPixels" not in one["entry"]["text"]:
-            said.append(one["entry"]["text"])
-    return said
-
-
-@contextmanager
-def plain_http(directory: Path, address: str) -> Iterator[str]:
-    """Yields the address of any static server that gives the folder over http: Python's own."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer((address, 0), partial(Quiet, directory=str(directory))) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://{address}:{server.server_address[1]}/index.html"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 # Images
@@ -209,8 +80,8 @@ def test_webgl2_draws_it_over_plain_http_from_another_address(
         assert told["renderer"] == "webgl2", told
         assert told["why"].startswith("WebGPU needs a secure context: open the page over https")
         check_images(browser, exported)
-        assert "WebGL2" in browser.value("document.getElementById('about').textContent")
-        assert told["why"] in browser.value("document.getElementById('why').textContent")
+        assert "WebGL2" in text_of(browser, "about")
+        assert told["why"] in text_of(browser, "why")
         assert complaints(browser) == []
 
 
@@ -256,19 +127,14 @@ def test_every_rule_and_degree_in_webgl2(
 # The benchmark
 
 
-def copied(exported: Exported, tmp_path: Path) -> Path:
-    """Returns a copy, whose results are its own."""
-    return Path(shutil.copytree(exported.directory, tmp_path / "out"))
-
-
 def check_benchmark(browser: Browser, client: Client, renderer: str) -> None:
     """Runs it, posts what it found, and looks at the measurements that came of it."""
     found = browser.value("edgeport.benchmark({ seconds: 0.5 })")
     rounds = {len(row) for row in found["samples_ms"].values()}
     assert len(rounds) == 1 and min(rounds) >= 5
-    shown = browser.value("document.getElementById('ratio').textContent")
+    shown = text_of(browser, "ratio")
     browser.value("document.getElementById('post').click()")
-    assert waited(browser, "state", "Sent") == "Sent: kept as host."
+    until(browser, "document.getElementById('state').textContent === 'Sent: kept as host.'")
     kept = {one["metric"]: one for one in client.kept}
     assert set(kept) == {"frame_ms:sort_free", "frame_ms:sorted", "speedup:sort_free"}
     for one in kept.values():
@@ -286,23 +152,10 @@ def test_the_benchmark_ends_in_webgl2(browser: Browser, exported: Exported, tmp_
     with client_of(copied(exported, tmp_path)) as client:
         opened(browser, f"{client.service.urls[0]}&renderer=webgl2")
         check_benchmark(browser, client, "webgl2")
-
-
-def waited(browser: Browser, element: str, start: str) -> str:
-    """Returns an element's text once it starts so, or whatever it is after five seconds."""
-    return str(
-        browser.value(
-            f"""new Promise((tell) => {{
-              const started = performance.now();
-              const look = () => {{
-                const text = document.getElementById({element!r}).textContent;
-                if (text.startsWith({start!r}) || performance.now() - started > 5000) tell(text);
-                else setTimeout(look, 20);
-              }};
-              look();
-            }})"""
-        )
-    )
+        sizes = "[...document.getElementById('size').options].map((one) => one.text)"
+        assert browser.value(sizes) == ["96 × 64", "1280 × 720", "512 × 512"]  # noqa: RUF001
+        found = browser.value("edgeport.benchmark({ seconds: 0.1, size: [64, 64] })")
+        assert found["frame"] == [64, 64]
 
 
 def test_a_static_server_takes_no_results(browser: Browser, exported: Exported) -> None:
@@ -379,14 +232,12 @@ def test_popping_is_shown_and_told(browser: Browser, client: Client) -> None:
         browser.value(f"document.querySelector('input[value={name}]').click()")
         if name == "sort_free":
             browser.value("document.getElementById('popping').click()")
-        browser.value(
-            "new Promise((go) => { const look = () => edgeport.stage.change."
-            f"{name} > 0 ? go() : setTimeout(look, 20); look(); }})"
-        )
+        until(browser, f"edgeport.stage.change.{name} > 0")
     change = browser.value("edgeport.stage.change")
     assert 0 < change["sort_free"] < 1
     assert 0 < change["sorted"] < 1
-    text = waited(browser, "popping-text", "Shown: what changed since the frame before")
+    text = text_of(browser, "popping-text")
+    assert text.startswith("Shown: what changed since the frame before")
     assert "Sort-free 0." in text and "Sorted 0." in text
 
 
@@ -414,7 +265,7 @@ def test_without_webgpu_it_says_so(client: Client) -> None:
         told = opened(plain, client.service.urls[0])
         assert told["renderer"] == "webgl2"
         assert told["why"] == "This browser gives WebGPU no GPU here."
-        assert told["why"] in plain.value("document.getElementById('why').textContent")
+        assert told["why"] in text_of(plain, "why")
 
 
 def test_without_webgl_too_it_says_so(client: Client) -> None:
@@ -422,7 +273,7 @@ def test_without_webgl_too_it_says_so(client: Client) -> None:
         told = opened(plain, client.service.urls[0])
         assert told["error"].startswith("Nothing here can draw the scene. ")
         assert "WebGPU" in told["error"] and "WebGL2" in told["error"]
-        assert plain.value("document.getElementById('trouble').textContent") == told["error"]
+        assert text_of(plain, "trouble") == told["error"]
         assert not plain.value("document.getElementById('trouble').hidden")
         assert plain.value("document.getElementById('run').disabled")
 

@@ -5,7 +5,7 @@ import { median, quantile, ratioOf, shownMs } from "./benchmark.js";
 const $ = (id) => document.getElementById(id);
 
 // The form that `edgeport serve` takes: samples and what drew them; it computes the rest itself.
-export function document_({ samples, framesPerSample, warnings }, renderer, program) {
+export function resultsOf({ samples, framesPerSample, warnings }, renderer, program, size) {
   const named = Object.keys(samples);
   const short = (text) => String(text).slice(0, 300);
   const adapter = Object.entries(renderer.adapter).map(([key, text]) => [key, short(text)]);
@@ -14,7 +14,7 @@ export function document_({ samples, framesPerSample, warnings }, renderer, prog
     renderer: renderer.name,
     adapter: Object.fromEntries(adapter),
     fallback: renderer.fallback,
-    frame: program.frame,
+    frame: size,
     splats: Object.fromEntries(named.map((name) => [name, program.facts.splats[name]])),
     frames_per_sample: framesPerSample,
     samples_ms: samples,

@@ -5,13 +5,14 @@ import { Orbit, fitted } from "./camera.js";
 import { FrameGraph } from "./charts.js";
 import { fetchJSON } from "./files.js";
 import { listen } from "./gestures.js";
-import { document_, show as showResults } from "./results.js";
+import { resultsOf, show as showResults } from "./results.js";
 import { Stage } from "./stage.js";
 import { createWebGL2 } from "./webgl2.js";
 import { createWebGPU, whyMissing } from "./webgpu.js";
 
 const TITLES = { sort_free: "Sort-free", sorted: "Sorted" };
 const MOST_CAMERAS = 8;  // of the benchmark
+const SIZES = [[1280, 720], [512, 512]];  // of its frame
 const SOFTWARE = /swiftshader|llvmpipe|lavapipe|softpipe|software|\bwarp\b|microsoft basic render/i;
 
 const $ = (id) => document.getElementById(id);
@@ -59,7 +60,6 @@ function describe(program, renderer) {
     Renderer: renderer.title,
     Adapter: adapterText(renderer) + (isSoftware(renderer) ? " (software: a processor draws)" : ""),
     ...(renderer.note ? { Note: renderer.note } : {}),
-    "Frame of the benchmark": program.frame.join(" × "),
   };
   $("why").hidden = !renderer.why;
   $("why").textContent = `${renderer.why} ${renderer.title} draws in its place.`;
@@ -98,33 +98,48 @@ function tellFrames(stage, renderer) {
     const most = Object.entries(change).map(([one, value]) => `${TITLES[one]} ${value.toFixed(3)}`);
     $("popping-text").textContent = "Shown: what changed since the frame before, six times as"
       + " bright, while the camera turns by 0.2° a frame."
-      + (most.length ? ` Largest change of a pixel so far (of 1): ${most.join(", ")}.` : "");
+      + (most.length ? ` Largest change of a pixel so far (of 1): ${most.join(", ")}.` : "")
+      + " Edges that move change too.";
   }
 }
 
-function benchmarkCameras({ cameras, frame }) {
+function benchmarkCameras(cameras, size) {
   const step = Math.max(1, Math.ceil(cameras.length / MOST_CAMERAS));
   return cameras.filter((_, i) => i % step === 0).map((one) => ({
-    view: Float32Array.from(one.view), intrinsics: fitted(one, frame), size: frame,
+    view: Float32Array.from(one.view), intrinsics: fitted(one, size), size,
   }));
 }
 
+// Offers the sizes of a benchmark's frame; a processor that draws gets the exported one.
+function offerSizes(program, renderer) {
+  const sizes = [...SIZES];
+  if (!sizes.some((one) => one.join() === program.frame.join())) sizes.unshift(program.frame);
+  const chosen = isSoftware(renderer) ? program.frame : SIZES[0];
+  $("size").replaceChildren(...sizes.map((one) => {
+    const isChosen = one.join() === chosen.join();
+    return new Option(one.join(" × "), one.join(), isChosen, isChosen);
+  }));
+}
+
+const chosenSize = () => $("size").value.split(",").map(Number);
+
 // Returns a function that runs the benchmark, shows what it found and returns it.
 function measuring(program, renderer, stage) {
-  return async ({ seconds = 15 } = {}) => {
+  return async ({ seconds = 15, size = chosenSize() } = {}) => {
     $("run").disabled = true;
     $("progress").hidden = false;
     stage.paused = true;
-    const off = renderer.frame(program.frame);
+    const off = renderer.frame(size);
     try {
-      const found = await benchmark(off, renderer.programs, benchmarkCameras(program), {
+      const views = benchmarkCameras(program.cameras, size);
+      const found = await benchmark(off, renderer.programs, views, {
         seconds,
         progress: (share, words) => {
           $("progress").value = share;
           $("state").textContent = `Measuring: ${words}.`;
         },
       });
-      const results = document_(found, renderer, program);
+      const results = resultsOf(found, renderer, program, size);
       showResults(results, TITLES, isSoftware(renderer));
       return results;
     } catch (error) {
@@ -144,9 +159,13 @@ async function start() {
   if (program.format !== "edgeport.webgpu/1") {
     throw new Error(`program.json has the format ${program.format}: export the scene again.`);
   }
+  if (!program.cameras?.length) {
+    throw new Error("program.json has no camera: export the scene again.");
+  }
   const renderer = await pickRenderer(program);
   for (const ending of [renderer.lost, renderer.failed]) ending.then(trouble);
   describe(program, renderer);
+  offerSizes(program, renderer);
   const orbit = new Orbit(program.cameras);
   const graph = new FrameGraph($("graph"), $("graph-text"));
   const told = () => tellFrames(stage, renderer);

@@ -20,7 +20,7 @@ WEIGHTED: tuple[Rule, ...] = ("dir", "exp", "lc")
 
 
 def psnr_db(found: Tensor, wanted: Tensor) -> float:
-    return float(-10 * torch.log10((found - wanted).square().mean().clamp(min=1e-30)))
+    return float(-10 * torch.log10((found - wanted).square().mean().detach().clamp(min=1e-30)))
 
 
 def slopes(render: Renderer, splats: Splats, shared: Blend) -> list[Tensor | None]:

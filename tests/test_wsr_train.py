@@ -50,7 +50,7 @@ def room() -> Scene:
 
 @pytest.mark.parametrize("method", RULES)
 def test_every_method_learns_the_room(room: Scene, tmp_path: Path, method: Rule) -> None:
-    settings = replace(SMALL, method=method, iterations=120)
+    settings = replace(SMALL, method=method, iterations=90)
     first = start(room, settings, torch.Generator().manual_seed(0))
     before = evaluate.score(*first.final(), room)["psnr_db"]
     metrics = train(room, settings, tmp_path)

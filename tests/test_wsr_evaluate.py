@@ -40,10 +40,10 @@ def test_the_command_scores_what_was_trained(room: Scene, tmp_path: Path) -> Non
 
 
 def test_photos_become_small_by_themselves(room: Scene, tmp_path: Path) -> None:
-    large = generated.make(views=2, size=(600, 450), points=300)
+    large = generated.make(views=2, size=(300, 225), points=300)
     transforms.write(large, tmp_path / "scene")
-    assert scenes.load(tmp_path / "scene", None).cameras[0].size == (200, 150)
-    assert scenes.load(tmp_path / "scene", 2).cameras[0].size == (300, 225)
+    assert scenes.load(tmp_path / "scene", None).cameras[0].size == (150, 112)
+    assert scenes.load(tmp_path / "scene", 3).cameras[0].size == (100, 75)
 
 
 # LPIPS

@@ -20,7 +20,7 @@ WEIGHTED: tuple[Rule, ...] = ("dir", "exp", "lc")
 
 
 def psnr_db(found: Tensor, wanted: Tensor) -> float:
-    return float(-10 * torch.log10((found - wanted).square().mean().clamp(min=1e-30)))
+    return float(-10 * torch.log10((found - wanted).square().mean().detach().clamp(min=1e-30)))
 
 
 def slopes(render: Renderer, splats: Splats, shared: Blend) -> list[Tensor | None]:
@@ -200,7 +200,7 @@ def test_the_weighted_sum_does_not_depend_on_the_order(rule: Rule) -> None:
     shuffled = torch.randperm(400, generator=torch.Generator().manual_seed(1))
     found = model.render(splats.map(lambda one: one[shuffled]), shared, *camera(torch.float32))
     wanted = model.render(splats, shared, *camera(torch.float32))
-    assert float((found - wanted).abs().max()) <= 1e-6
+    assert float((found - wanted).detach().abs().max()) <= 1e-6
 
 
 def test_alpha_blending_depends_on_the_order_of_depths() -> None:

@@ -8,6 +8,7 @@ its opacity included. Both renderers and their gradients are then a few matrix p
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,30 +71,55 @@ def _draw(
 
 
 def assign(means: Tensor, conics: Tensor, levels: Tensor, size: tuple[int, int]) -> Tiles:
-    """Returns the tiles that each splat's ellipse alpha = 1/255 has a pixel's centre in or near.
+    """Returns the tiles in which each splat has a pixel's centre within its ellipse alpha = 1/255.
 
     `levels` [N] is ln of the opacities; the ellipse is r^2 = 2 ln(255 o).
     """
     columns, rows = -(-size[0] // TILE[0]), -(-size[1] // TILE[1])
+    squares = 2 * (levels - math.log(LEAST_ALPHA)).clamp(min=0) + 1e-4  # no pixel less for rounding
+    splats, x, y = _boxes(means, conics, squares, size)
+    tile = means.new_tensor(TILE)
+    centres = (torch.stack([x, y], -1) + 0.5) * tile
+    kept = nearest_squares(centres - means[splats], conics[splats]) <= squares[splats]
+    ids, order = (y * columns + x)[kept].sort(stable=True)
+    order = kept.nonzero()[:, 0][order]
+    bounds = torch.searchsorted(ids, torch.arange(columns * rows + 1)).tolist()
+    return Tiles(splats[order], centres[order], tuple(bounds), columns, rows)
+
+
+def _boxes(
+    means: Tensor, conics: Tensor, squares: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns splat, column and row [pairs] of every tile that the box of an ellipse meets."""
     a, b, c = conics.unbind(-1)
-    squares = 2 * (levels - torch.log(levels.new_tensor(LEAST_ALPHA)))
-    spread = (squares.clamp(min=0) / (a * c - b * b))[:, None] * torch.stack([c, a], -1)
-    extents = spread.sqrt() + 1e-3  # never a pixel less for rounding
-    frame = means.new_tensor(size)
+    extents = (torch.stack([c, a], -1) * (squares / (a * c - b * b))[:, None]).sqrt()
+    frame, tile = means.new_tensor(size), means.new_tensor(TILE)
     first = (means - extents - 0.5).ceil().clamp(min=0)
     last = torch.minimum((means + extents - 0.5).floor(), frame - 1)
-    tile = means.new_tensor(TILE)
     low, high = (first / tile).floor().long(), (last / tile).floor().long()
     across, down = ((high - low + 1) * (last >= first).all(-1, keepdim=True)).unbind(-1)
     counts = across * down
     splats = torch.repeat_interleave(counts)
     within = torch.arange(len(splats)) - (counts.cumsum(0) - counts)[splats]
-    x = low[splats, 0] + within % across[splats]
-    y = low[splats, 1] + within // across[splats]
-    ids, order = (y * columns + x).sort(stable=True)
-    bounds = torch.searchsorted(ids, torch.arange(columns * rows + 1)).tolist()
-    centres = (torch.stack([ids % columns, ids // columns], -1) + 0.5) * tile
-    return Tiles(splats[order], centres, tuple(bounds), columns, rows)
+    wide = across[splats]
+    return splats, low[splats, 0] + within % wide, low[splats, 1] + within // wide
+
+
+def nearest_squares(offsets: Tensor, conics: Tensor) -> Tensor:
+    """Returns the least A x^2 + 2 B x y + C y^2 [pairs] over the pixels' rectangle of a tile.
+
+    `offsets` [pairs, 2] lead from the splat to the tile's centre. The least is at the splat, or on
+    one of the two edges that face it.
+    """
+    half = (offsets.new_tensor(TILE) - 1) / 2
+    low, high = offsets - half, offsets + half
+    a, b, c = conics.unbind(-1)
+    x, y = torch.maximum(low, -high).clamp(min=0).copysign(offsets).unbind(-1)
+    along_y = (-b * x / c).clamp(low[:, 1], high[:, 1])
+    along_x = (-b * y / a).clamp(low[:, 0], high[:, 0])
+    on_column = a * x * x + (2 * b * x + c * along_y) * along_y
+    on_row = c * y * y + (2 * b * y + a * along_x) * along_x
+    return torch.minimum(on_column, on_row)
 
 
 def untile(tiled: Tensor, tiles: Tiles, size: tuple[int, int]) -> Tensor:

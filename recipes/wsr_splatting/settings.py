@@ -24,7 +24,7 @@ class Settings:
     view_opacity: bool = True
     degree: int = 3
     first_opacity: float = 0.3
-    first_background_weight: float = 0.02
+    background_weight: float = 0.05  # the first and the least; see Trainable.step
     sigma_reach: float = 1.5  # LC's first sigma, in depths that 99 of 100 points lie before
     position_rates: tuple[float, float] = (4e-4, 8e-6)
     sh_rate: float = 5e-3

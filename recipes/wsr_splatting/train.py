@@ -179,7 +179,11 @@ def report(run: Run, loss: float) -> None:
 )
 @click.option("--cameras", help="The camera file's name, where the folder has several.")
 @click.option("--points", type=click.Path(path_type=Path), help="Seed points: .npz of xyz and rgb.")
-@click.option("--max-splats", default=50_000, show_default=True)
+@click.option(
+    "--max-splats",
+    type=int,
+    help="By default one for each seed point and for every fourth pixel of a photo.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--no-view-opacity", is_flag=True, help="Opacity does not depend on the direction.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
@@ -215,7 +219,7 @@ def _train_as_asked(
     downscale: int | None,
     cameras: str | None,
     points: Path | None,
-    max_splats: int,
+    max_splats: int | None,
     seed: int,
     no_view_opacity: bool,
     threads: int | None,
@@ -224,13 +228,12 @@ def _train_as_asked(
 ) -> dict[str, Any]:
     if threads is not None:
         torch.set_num_threads(threads)
-    settings = check(
-        Settings(method, iterations, seed, max_splats, view_opacity=not no_view_opacity)
-    )
     distance = None if lpips_weights is None else lpips.load(*lpips_weights)
     loaded = scenes.load(scene, downscale, cameras=cameras, points=points, seed=seed)
-    size = list(loaded.cameras[0].size)
-    origin: dict[str, object] = {"scene": scene, "size": size, "views": len(loaded.cameras)}
+    width, height = size = loaded.cameras[0].size
+    limit = len(loaded.points) + width * height // 4 if max_splats is None else max_splats
+    settings = Settings(method, iterations, seed, limit, view_opacity=not no_view_opacity)
+    origin: dict[str, object] = {"scene": scene, "size": list(size), "views": len(loaded.cameras)}
     return train(
         loaded, settings, output_dir, origin=origin, distance=distance, progress=report, **others
     )

@@ -77,7 +77,11 @@ class Trainable:
 
     @torch.no_grad()
     def step(self, step: int, extent: float) -> None:
-        """Takes one step of Adam (arXiv 1412.6980) and forgets the gradients."""
+        """Takes one step of Adam (arXiv 1412.6980) and forgets the gradients.
+
+        The background's weight does not fall below its first value: where splats are few, one that
+        passes the cut at 1/255 would else change a pixel's colour at once, which is popping too.
+        """
         rates = learning_rates(self.settings, step, extent)
         corrections = [1 - beta ** (step + 1) for beta in _BETAS]
         for name, value in self.values.items():
@@ -89,6 +93,8 @@ class Trainable:
             scale = second.sqrt().div_(math.sqrt(corrections[1])).add_(_EPSILON)
             value.addcdiv_(first, scale, value=-rates[name] / corrections[0])
             value.grad = None
+        weight = self.values["background_weight"]
+        weight.clamp_(min=math.log(self.settings.background_weight))
 
     def change_rows(self, change: Callable[[str, Tensor], Tensor], moved: Tensor) -> None:
         """Replaces every parameter of the splats by `change(name, values)`.
@@ -148,7 +154,7 @@ def start(scene: Scene, settings: Settings, rng: torch.Generator) -> Trainable:
         "sigma": torch.tensor(first_sigma(scene, settings)).log(),
         "beta": torch.tensor(1.0),
         "background": images.mean(0) / 255,
-        "background_weight": torch.tensor(settings.first_background_weight).log(),
+        "background_weight": torch.tensor(settings.background_weight).log(),
     }
     if settings.view_opacity and settings.method != "sorted":
         values["opacity_sh"] = torch.full((count, 1), 1 / C0)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from edgeport_recipes.wsr_splatting.cameras import Camera
-from edgeport_recipes.wsr_splatting.evaluate import popping
 from edgeport_recipes.wsr_splatting.model import render
 from edgeport_recipes.wsr_splatting.program import PROGRAMS, write_program
 from edgeport_recipes.wsr_splatting.splats import Rule
@@ -87,7 +86,7 @@ def _notes(scene: SplatScene) -> tuple[str, ...]:
 
 
 def _measured(scene: SplatScene) -> list[Measurement]:
-    """Returns the quality on held-out views, and how the picture jumps when the camera turns."""
+    """Returns the quality on held-out views, as it was scored when the scene was trained."""
     found = []
     for rule, scores in scene.scores.items():
         told = {"iterations": str(scores["settings"]["iterations"]), "scene": scene.name}
@@ -103,10 +102,4 @@ def _measured(scene: SplatScene) -> list[Measurement]:
         if rule != "sorted" and {f"psnr_db:{rule}", "psnr_db:sorted"} <= levels.keys():
             loss = levels["psnr_db:sorted"] - levels[f"psnr_db:{rule}"]
             found.append(Measurement(f"psnr_loss_db:{rule}", loss, "dB", "host"))
-    camera = scene.cameras[scene.held_out[0]]
-    jumps = {
-        rule: popping(*trained, camera, scene.centre)["largest_change"]
-        for rule, trained in scene.sets.items()
-    }
-    found += [Measurement(f"popping:{rule}", one, "1", "host") for rule, one in jumps.items()]
     return found

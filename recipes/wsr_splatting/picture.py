@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-
-from edgeport.errors import EdgeportError, InputError
-from edgeport.runtimes.webgpu import Session, load
 from edgeport_recipes.wsr_splatting.cameras import Camera, nearest_point, orbit
 from edgeport_recipes.wsr_splatting.evaluate import POPPING_DEGREES
 from edgeport_recipes.wsr_splatting.frames import camera_feed
 from edgeport_recipes.wsr_splatting.photos import save_photo
+from numpy.typing import NDArray
+
+from edgeport.errors import EdgeportError, InputError
+from edgeport.runtimes.webgpu import Session, load
 
 ORDER = ("sorted", "sort_free")
 STRENGTH = 8.0

@@ -7,6 +7,7 @@ or on a software driver of Vulkan, which its name says.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from edgeport_recipes.wsr_splatting.program import PROGRAMS, write_program
 from edgeport_recipes.wsr_splatting.scenes import Scene
 from edgeport_recipes.wsr_splatting.settings import Settings
 from edgeport_recipes.wsr_splatting.splats import Blend, Rule, Splats
-from edgeport_recipes.wsr_splatting.train import advance, begin, train
+from edgeport_recipes.wsr_splatting.train import advance, first_run, train
 from edgeport_recipes.wsr_splatting.trainable import neighbour_distances
 
 from benchmarks.data import data_folder
@@ -76,7 +77,7 @@ class Budget:
     max_splats: int
 
 
-BUDGETS = {"fox": Budget(2000, 4, 50_000), "generated": Budget(1000, 1, 8000)}
+BUDGETS = {"fox": Budget(2000, 4, 50_000), "generated": Budget(2000, 1, 8000)}
 
 
 def trainings(full: bool) -> Iterator[Training]:
@@ -176,7 +177,7 @@ def _steps(data: Path, budget: str) -> list[Row]:
     torch.set_num_threads(threads)
     calls: dict[str, Callable[[], float]] = {}
     for rule in ("sorted", "dir", "exp", "lc"):
-        start = begin(scene, settings_of(Training("fox", rule, True, 0)))
+        start = first_run(scene, settings_of(Training("fox", rule, True, 0)))
         calls[rule] = lambda start=start: advance(start, scene)
     timings = interleave(calls, rounds=None, seconds=STEP_SECONDS[budget], warmup_seconds=10.0)
     told = environment(threads)
@@ -226,13 +227,12 @@ def _garden_frames(
 
 def _fox_frames(size: tuple[int, int], group: str, budget: str) -> list[Row]:
     """Returns the frames of the trained fox: each program draws the splats trained for it."""
-    sets, camera = {}, None
-    for name, rule in zip(PROGRAMS, ("lc", "sorted")):
-        folder = folder_of(Training("fox", rule, True, 0)) / rule
-        sets[name] = load_ply(folder / "splats.ply")
-        camera = evaluate.cameras_of(folder)[0]
-    assert camera is not None
-    return _frames(sets, camera, size, group, budget)
+    folders = {rule: folder_of(Training("fox", rule, True, 0)) / rule for rule in ("lc", "sorted")}
+    sets = {
+        name: load_ply(folder / "splats.ply") for name, folder in zip(PROGRAMS, folders.values())
+    }
+    told = json.loads((folders["lc"] / "cameras.json").read_text(encoding="utf-8"))
+    return _frames(sets, Camera.from_dict(told["cameras"][0]), size, group, budget)
 
 
 def _frames(

@@ -7,7 +7,6 @@ Writes OUT/METHOD/splats.ply, cameras.json and metrics.json. A run that was kill
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from edgeport_recipes.wsr_splatting.splats import RULES
 from edgeport_recipes.wsr_splatting.trainable import start
 
 from edgeport.errors import EdgeportError, InputError
+from edgeport.measure import now_seconds
 
 CHECKPOINT = "checkpoint.safetensors"
 Progress = Callable[[Run, float], None]
@@ -53,9 +53,9 @@ def train(
     folder = output_dir / settings.method
     run = _begin(scene, settings, folder, origin, resume)
     while run.step < settings.iterations:
-        started = time.perf_counter()
+        started = now_seconds()
         loss = advance(run, scene)
-        run.seconds += time.perf_counter() - started
+        run.seconds += now_seconds() - started
         if run.step % checkpoint_every == 0 or run.step == settings.iterations:
             checkpoint.write(folder / CHECKPOINT, run, origin)
         progress(run, loss)
@@ -75,6 +75,11 @@ def _begin(
         return checkpoint.read(folder / CHECKPOINT, settings, origin)
     if (folder / "splats.ply").exists():
         raise InputError(f"{folder}: holds splats.ply of no run of ours; give another -o.")
+    return first_run(scene, settings)
+
+
+def first_run(scene: Scene, settings: Settings) -> Run:
+    """Returns a run before its first step; raises InputError where no view is left to train on."""
     if not scene.training:
         raise InputError(f"{scene.name}: every view is held out; give more views.")
     rng = torch.Generator().manual_seed(settings.seed)

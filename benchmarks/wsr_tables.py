@@ -22,6 +22,29 @@ _PAPER_FRAMES = (
     " train 53.13 and 52.48; memory 63 % of the sorted one's, of which 17 points for the sort."
 )
 
+_BOTH = ("sorted", "sort_free")
+_FRAMES = (
+    "splats",
+    "frame",
+    "sorted ms",
+    "sort-free ms",
+    "speedup",
+    "before drawing: sorted",
+    "sort-free",
+    "sorted MB",
+    "sort-free MB",
+    "overdraw: sorted",
+    "sort-free",
+)
+_PRUNED = (
+    "of the fox's splats kept",
+    "sorted dB",
+    "LC dB",
+    "sorted ms",
+    "sort-free ms",
+    "speedup",
+)
+
 
 def tables(results: Results) -> str:
     """Returns quality, the cost of a training step, and frames."""
@@ -41,10 +64,8 @@ def tables(results: Results) -> str:
         )
         parts += [_budget(results, scene), markdown(header, rows)]
     parts.append(markdown(("a training step (fox)", "ms"), _steps(results)))
-    header = ("splats", "frame", "sorted ms", "sort-free ms", "speedup", "sorted MB",
-              "sort-free MB", "overdraw sorted", "sort-free")  # fmt: skip
-    parts.append(markdown(header, _frames(results)))
-    parts.append(markdown(("splats", "frame", "program", "the GPU's ms by pass"), _passes(results)))
+    parts.append(markdown(_FRAMES, _frames(results)))
+    parts.append(markdown(_PRUNED, _pruned(results)))
     parts.append(_PAPER_FRAMES)
     return "\n\n".join(parts)
 
@@ -115,36 +136,40 @@ def _steps(results: Results) -> Iterator[Sequence[str]]:
         yield rule, cell(rows[0] if rows else None)
 
 
+def _frames(results: Results) -> Iterator[Sequence[str]]:
+    for group in _frame_groups(results):
+        found = _found(results, group)
+        counts = [found[arm, "latency_ms"].parameters["splats"] for arm in _BOTH]
+        what = f"{counts[0]:,}" if counts[0] == counts[1] else f"{counts[0]:,} and {counts[1]:,}"
+        name = group.removeprefix("frames ").rsplit(" ", 1)[0]
+        yield (
+            f"{what} ({name if name.startswith('fox') else 'garden'})",
+            group.rsplit(" ", 1)[1],
+            *(cell(found[arm, "latency_ms"]) for arm in _BOTH),
+            cell(found["sort_free", "speedup"], "x"),
+            *(cell(found.get((arm, "before_drawing_ms"))) for arm in _BOTH),
+            *(number((found[arm, "bytes"].value or 0) / 1e6) for arm in _BOTH),
+            *(number(found[arm, "overdraw"].value or 0) for arm in _BOTH),
+        )
+
+
+def _pruned(results: Results) -> Iterator[Sequence[str]]:
+    for group in _frame_groups(results):
+        found = _found(results, group)
+        if group.endswith(" 512x512") and ("sorted", "psnr_kept_db") in found:
+            kept = [found[arm, "psnr_kept_db"] for arm in _BOTH]
+            yield (
+                f"{kept[0].parameters['kept']:.0%}",
+                *(f"{one.value:.2f}" for one in kept if one.value is not None),
+                *(cell(found[arm, "latency_ms"]) for arm in _BOTH),
+                cell(found["sort_free", "speedup"], "x"),
+            )
+
+
 def _frame_groups(results: Results) -> list[str]:
     groups = dict.fromkeys(row.group for row in results.rows if row.group.startswith("frames "))
     return list(groups)
 
 
-def _frames(results: Results) -> Iterator[Sequence[str]]:
-    for group in _frame_groups(results):
-        found = {(row.arm, row.metric): row for row in results.rows if row.group == group}
-        counts = [found[arm, "latency_ms"].parameters["splats"] for arm in ("sorted", "sort_free")]
-        what = f"{counts[0]:,}" if counts[0] == counts[1] else f"{counts[0]:,} and {counts[1]:,}"
-        name = "fox, trained" if " fox " in group else "garden"
-        yield (
-            f"{what} ({name})",
-            group.rsplit(" ", 1)[1],
-            cell(found["sorted", "latency_ms"]),
-            cell(found["sort_free", "latency_ms"]),
-            cell(found["sort_free", "speedup"], "x"),
-            *(number((found[arm, "bytes"].value or 0) / 1e6) for arm in ("sorted", "sort_free")),
-            *(number(found[arm, "overdraw"].value or 0) for arm in ("sorted", "sort_free")),
-        )
-
-
-def _passes(results: Results) -> Iterator[Sequence[str]]:
-    for group in _frame_groups(results):
-        for arm in ("sorted", "sort_free"):
-            rows = [
-                row
-                for row in results.rows
-                if (row.group, row.arm) == (group, arm) and row.metric.startswith("pass_ms:")
-            ]
-            if rows:
-                spent = [f"{row.metric.partition(':')[2]} {number(row.value or 0)}" for row in rows]
-                yield group.split(" ")[1], group.rsplit(" ", 1)[1], arm, ", ".join(spent)
+def _found(results: Results, group: str) -> dict[tuple[str, str], Row]:
+    return {(row.arm, row.metric): row for row in results.rows if row.group == group}

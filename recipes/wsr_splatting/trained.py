@@ -23,8 +23,8 @@ from torch import Tensor
 from edgeport.errors import InputError
 
 GENERATED = "generated"
-SMALL = {"views": 24, "size": (96, 72), "points": 1500}
-SMALL_SPLATS = 2000  # of the generated scene where it is trained on the way
+SMALL = {"views": 40, "size": (96, 72), "points": 3000}
+SMALL_SPLATS = 4000  # of the generated scene where it is trained on the way
 _FRAME = (960, 540)  # of a file without cameras
 _ORBIT = 8  # its views
 

@@ -282,7 +282,7 @@ def test_without_webgl_too_it_says_so(client: Client) -> None:
     ("broken", "words"),
     [
         ("scene/scene_geometry.bin", "scene_geometry.bin is not to be had"),
-        ("shaders/sort_free.wgsl", "shaders/sort_free.wgsl is not to be had"),
+        ("shaders/project.wgsl", "shaders/project.wgsl is not to be had"),
         ("splat.vert.glsl", "splat.vert.glsl is not to be had"),
         ("program.json", "program.json is not to be had"),
     ],

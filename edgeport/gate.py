@@ -33,6 +33,9 @@ RULES: Mapping[str, Rule] = {
     "peak_activation_bytes": Rule("less", 0.0),
     "sqnr_db": Rule("more", 0.5),
     "speedup": Rule("more", None),
+    "psnr_db": Rule("more", 0.5),
+    "psnr_loss_db": Rule("less", 0.5),
+    "ssim": Rule("more", 0.01),
 }
 OTHER = Rule("more", 0.005)
 """For what a user's own metric gives: shares such as accuracy, half a point."""

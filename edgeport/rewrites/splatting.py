@@ -101,8 +101,7 @@ class WeightedSum(nn.Module):
         if chunk < 1:
             raise InputError(f"chunk is {chunk}; give 1 or more")
         self.settings, self.chunk = settings, chunk
-        weight = max(settings.background_weight, LEAST_DENOMINATOR)
-        own = torch.tensor([*background, 1.0]).unsqueeze(0) * weight
+        own = torch.tensor([*background, 1.0]).unsqueeze(0) * settings.background_weight
         self.register_buffer("background", own)
 
     def forward(self, features: Tensor, pixels: Tensor) -> Tensor:
@@ -111,7 +110,7 @@ class WeightedSum(nn.Module):
             weights = self.depth_weights(part[-1]).unsqueeze(1)
             terms = torch.cat([part[6:9].T, torch.ones_like(weights)], dim=1) * weights
             total = total + alphas(part, pixels) @ terms
-        return total[:, :3] / total[:, 3:]
+        return total[:, :3] / total[:, 3:].clamp(min=LEAST_DENOMINATOR)
 
     def depth_weights(self, depths: Tensor) -> Tensor:
         """Returns the weight of each depth, [N]."""

@@ -11,6 +11,11 @@ from torch import Tensor
 
 from edgeport.errors import InputError
 
+# The same in every renderer, and in the rewrite of the tensor graph.
+from edgeport.rewrites.splatting import LEAST_ALPHA as LEAST_ALPHA
+from edgeport.rewrites.splatting import LEAST_DENOMINATOR as LEAST_DENOMINATOR
+from edgeport.rewrites.splatting import MOST_ALPHA as MOST_ALPHA
+
 Rule = Literal["sorted", "dir", "exp", "lc"]
 RULES: tuple[Rule, ...] = ("sorted", "dir", "exp", "lc")
 """Alpha blending in order of depth; or a weighted sum whose weight of depth d is 1 (DIR),
@@ -18,9 +23,6 @@ exp(-sigma d^beta) (EXP) or max(0, 1 - d / sigma) (LC). Source: arXiv 2410.18931
 
 NEAR = 0.2  # splats nearer than this, in scene units, are not drawn
 LOW_PASS = 0.3  # square pixels added to both variances of a projected splat
-LEAST_ALPHA = 1 / 255  # a splat adds nothing to a pixel where its alpha is below this
-MOST_ALPHA = 0.99  # of the sorted renderer
-LEAST_DENOMINATOR = 1e-4
 
 
 @dataclass(frozen=True)

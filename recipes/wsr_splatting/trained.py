@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +126,15 @@ def _around(splats: Splats) -> tuple[Camera, ...]:
     return tuple(cameras)
 
 
+@lru_cache(maxsize=2)
 def starting(seed: int) -> SplatScene:
     """Returns the generated scene's splats before any training, for each blend."""
-    scene = generated.make(seed, **SMALL)
-    sets = {}
-    for rule in RULES:
-        made = start(scene, Settings(method=rule), torch.Generator().manual_seed(seed))
-        sets[rule] = made.final()
+    with _one_thread():
+        scene = generated.make(seed, **SMALL)
+        sets = {}
+        for rule in RULES:
+            made = start(scene, Settings(method=rule), torch.Generator().manual_seed(seed))
+            sets[rule] = made.final()
     cameras = scene.cameras
     return SplatScene(GENERATED, sets, cameras, held_out(len(cameras)), scene.centre)
 

@@ -101,6 +101,7 @@ def _write(plan: Plan, directory: Path) -> Mapping[str, Any]:
     with guard, importable(source.folder), contextlib.redirect_stdout(sys.stderr):
         write = load_function(source.recipe.exporter)
         wrote: Written = write(directory, plan.seed, **source.options)
+    size = sum(one.stat().st_size for one in directory.rglob("*") if one.is_file())
     references = [named_outputs(one) for one in wrote.outputs]
     save_samples(directory / PARITY_INPUTS, wrote.feeds)
     save_samples(directory / PARITY_OUTPUTS, references)
@@ -113,7 +114,6 @@ def _write(plan: Plan, directory: Path) -> Mapping[str, Any]:
         nodes=_nodes(directory),
         runtime=WRITTEN,
     )
-    size = sum(one.stat().st_size for one in directory.rglob("*") if one.is_file())
     return {
         "artifact": plain(replace(artifact, bytes=size)),
         "inputs": _specs(wrote.feeds[0]),

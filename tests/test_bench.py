@@ -64,7 +64,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def found(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Bench:
     csv_file = tmp_path_factory.mktemp("samples") / "samples.csv"
     result = run_benchmark(
-        models, threads=1, seconds=10.0, blocks=6, samples_out=csv_file, limits=LIMITS
+        models, threads=1, seconds=10.0, blocks=10, samples_out=csv_file, limits=LIMITS
     )
     rows = list(csv.reader(csv_file.read_text(encoding="utf-8").splitlines()))
     assert rows[0] == ["arm", "block", "turn", "ms"]

@@ -19,7 +19,7 @@ from edgeport_recipes.wsr_splatting.frames import FrameTimes, frame_times
 from edgeport_recipes.wsr_splatting.harmonics import C0
 from edgeport_recipes.wsr_splatting.model import composite, project
 from edgeport_recipes.wsr_splatting.ply import load_ply
-from edgeport_recipes.wsr_splatting.program import PROGRAMS, write_program
+from edgeport_recipes.wsr_splatting.program import PROGRAMS, Settings, write_program
 from edgeport_recipes.wsr_splatting.scenes import Scene
 from edgeport_recipes.wsr_splatting.splats import Blend, Rule, Splats
 from edgeport_recipes.wsr_splatting.trainable import neighbour_distances
@@ -34,6 +34,10 @@ GARDEN = "gs/gsplat_garden/test_garden.npz"
 SIZES = ((512, 512), (1280, 720))
 COUNTS = (10_000, 50_000, 138_766)
 KEPT = (0.7, 0.5, 0.3)  # of a trained scene's splats, those that contribute most
+OTHERWISE = {
+    "projected in the vertex stage": Settings(projection="vertex"),
+    "sorted into 8 bits": Settings(canvas="rgba8unorm"),
+}
 SECONDS = {"default": 15.0, "full": 120.0}
 GARDEN_OPACITY = 0.5  # the file has points, which have none
 _DRAWN_FOR: Mapping[str, Rule] = {"sort_free": "lc", "sorted": "sorted"}
@@ -54,6 +58,9 @@ def fox_groups(data: Path, budget: str) -> Iterator[Group]:
     for size in SIZES:
         group = f"frames fox {size[0]}x{size[1]}"
         yield group, partial(_fox_frames, data, 1.0, size, group, budget)
+    for what, settings in OTHERWISE.items():
+        group = f"frames fox, {what}, 512x512"
+        yield group, partial(_fox_frames, data, 1.0, SIZES[0], group, budget, settings)
     for kept in KEPT:
         group = f"frames fox pruned to {kept:.0%} 512x512"
         yield group, partial(_fox_frames, data, kept, SIZES[0], group, budget)
@@ -95,13 +102,18 @@ def _garden_frames(
 
 
 def _fox_frames(
-    data: Path, kept: float, size: tuple[int, int], group: str, budget: str
+    data: Path,
+    kept: float,
+    size: tuple[int, int],
+    group: str,
+    budget: str,
+    settings: Settings = Settings(),  # noqa: B008 - frozen
 ) -> list[Row]:
     scene = scene_of("fox", data)
     sets = {name: _trained(rule) for name, rule in _DRAWN_FOR.items()}
     if kept < 1:
         sets = {name: _pruned(one, scene, kept) for name, one in sets.items()}
-    rows = _frames(sets, scene.cameras[0], size, group, budget)
+    rows = _frames(sets, scene.cameras[0], size, group, budget, settings)
     for name, trained in sets.items():
         score = float(evaluate.score(*trained, scene)["psnr_db"])
         parameters = {"splats": trained[0].count, "kept": kept}
@@ -142,10 +154,15 @@ def contributions(splats: Splats, blend: Blend, scene: Scene) -> torch.Tensor:
 
 
 def _frames(
-    sets: Mapping[str, Trained], camera: Camera, size: tuple[int, int], group: str, budget: str
+    sets: Mapping[str, Trained],
+    camera: Camera,
+    size: tuple[int, int],
+    group: str,
+    budget: str,
+    settings: Settings = Settings(),  # noqa: B008 - frozen
 ) -> list[Row]:
     with scratch_directory() as folder:
-        write_program(folder, sets, [camera.to_dict()], size)
+        write_program(folder, sets, [camera.to_dict()], size, settings)
         found = frame_times(folder, camera.to_dict(), SECONDS[budget])
     told = {
         **environment(host_threads()),

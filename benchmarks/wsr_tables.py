@@ -141,7 +141,7 @@ def _frames(results: Results) -> Iterator[Sequence[str]]:
         found = _found(results, group)
         counts = [found[arm, "latency_ms"].parameters["splats"] for arm in _BOTH]
         what = f"{counts[0]:,}" if counts[0] == counts[1] else f"{counts[0]:,} and {counts[1]:,}"
-        name = group.removeprefix("frames ").rsplit(" ", 1)[0]
+        name = group.removeprefix("frames ").rsplit(" ", 1)[0].rstrip(",")
         yield (
             f"{what} ({name if name.startswith('fox') else 'garden'})",
             group.rsplit(" ", 1)[1],
@@ -156,7 +156,7 @@ def _frames(results: Results) -> Iterator[Sequence[str]]:
 def _pruned(results: Results) -> Iterator[Sequence[str]]:
     for group in _frame_groups(results):
         found = _found(results, group)
-        if group.endswith(" 512x512") and ("sorted", "psnr_kept_db") in found:
+        if group.endswith(" 512x512") and ("sorted", "psnr_kept_db") in found and "," not in group:
             kept = [found[arm, "psnr_kept_db"] for arm in _BOTH]
             yield (
                 f"{kept[0].parameters['kept']:.0%}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from edgeport_recipes.wsr_splatting import graph
@@ -33,13 +35,25 @@ def test_the_graph_gives_the_renderers_image(rule: Rule) -> None:
 def test_the_rewrite_takes_sort_gather_and_running_product_out_of_the_graph() -> None:
     view = {"view": starting(0).cameras[0].view.numpy()}
     small = {"scene": "generated", "splats": 64, "width": 16}
-    kinds = {
-        rule: {node.op_type for node in capture_module(graph.build(rule, 0, **small), view).graph}
+    graphs = {
+        rule: list(capture_module(graph.build(rule, 0, **small), view).graph)
         for rule in ("sorted", "lc")
     }
+    kinds = {rule: {node.op_type for node in nodes} for rule, nodes in graphs.items()}
     assert {"TopK", "CumSum"} <= kinds["sorted"]
-    assert not {"TopK", "CumSum", "Gather", "ScatterND", "Loop"} & kinds["lc"] - {"Gather"}
+    assert not {"TopK", "CumSum", "ScatterND", "Loop"} & kinds["lc"]
     assert {"MatMul", "Div"} <= kinds["lc"]
+    assert any(map(gathers_by_data, graphs["sorted"]))
+    assert not any(map(gathers_by_data, graphs["lc"]))  # what is left takes a fixed row
+
+
+def gathers_by_data(node: Any) -> bool:
+    """Returns whether the node picks what an input decides, as the order of a sort does."""
+    if not node.op_type.startswith("Gather"):
+        return False
+    indices = node.inputs[1]
+    maker = indices.producer()
+    return indices.const_value is None and (maker is None or maker.op_type != "Constant")
 
 
 def test_fewer_splats_are_those_that_cover_most() -> None:

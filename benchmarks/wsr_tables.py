@@ -147,10 +147,15 @@ def _frames(results: Results) -> Iterator[Sequence[str]]:
             group.rsplit(" ", 1)[1],
             *(cell(found[arm, "latency_ms"]) for arm in _BOTH),
             cell(found["sort_free", "speedup"], "x"),
-            *(cell(found.get((arm, "before_drawing_ms"))) for arm in _BOTH),
+            *(_before_drawing(found.get((arm, "before_drawing_ms"))) for arm in _BOTH),
             *(number((found[arm, "bytes"].value or 0) / 1e6) for arm in _BOTH),
             *(number(found[arm, "overdraw"].value or 0) for arm in _BOTH),
         )
+
+
+def _before_drawing(row: Row | None) -> str:
+    """Returns the time of the compute passes; a program that projects as it draws has none."""
+    return "none" if row is None else cell(row)
 
 
 def _pruned(results: Results) -> Iterator[Sequence[str]]:

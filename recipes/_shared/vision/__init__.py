@@ -1,0 +1,1 @@
+"""Images, what is asked of them, and the training that the recipes of vision networks share."""

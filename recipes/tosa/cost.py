@@ -5,10 +5,7 @@ As in `edgeport.macs`, biases, elementwise products, softmax and sums count noth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from edgeport_recipes.tosa.model import Shape
+from edgeport_recipes.tosa.configs import Shape
 
 STEPS = 1000  # of the share that dropping keeps
 

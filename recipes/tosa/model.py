@@ -8,57 +8,14 @@ attention and MLP, and the others bypass it (arXiv 2406.08816). Tokens are `B x 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from edgeport_recipes.tosa.configs import UNTRAINED, Shape
 from torch import Tensor, nn
 
 from edgeport.errors import InputError
 from edgeport.rewrites.token_selection import OneHotTokens, TopKTokens
-
-HEADS = ("pooled", "dense")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a network: `grid` patches of `patch` pixels a side, `keep` the share that passes
-    a selective layer, `head` one set of outputs an image or one a patch."""
-
-    grid: int = 14
-    dim: int = 192
-    depth: int = 12
-    heads: int = 3
-    mlp: int = 4
-    patch: int = 16
-    keep: float = 0.5
-    outputs: int = 1000
-    head: str = "pooled"
-
-    @property
-    def tokens(self) -> int:
-        """The number of tokens N."""
-        return self.grid * self.grid
-
-    @property
-    def kept(self) -> int:
-        """The number of tokens K that pass a selective layer: the same for every image."""
-        return max(1, round(self.keep * self.tokens))
-
-    def check(self) -> None:
-        """Raises InputError, in one line, for sizes of which no network can be built."""
-        for name in ("grid", "dim", "depth", "heads", "mlp", "patch", "outputs"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"tosa: {name} is {value}; give 1 or more.")
-        if self.depth % 2:
-            raise InputError(f"tosa: depth is {self.depth}; layers come in pairs, give an even one")
-        if self.dim % self.heads:
-            raise InputError(f"tosa: {self.heads} heads do not divide dim {self.dim}")
-        if not 0 < self.keep <= 1:
-            raise InputError(f"tosa: keep is {self.keep}; give a share above 0, up to 1.")
-        if self.head not in HEADS:
-            raise InputError(f"tosa: unknown head {self.head!r}; give one of {', '.join(HEADS)}.")
-
 
 # The ordinary transformer
 
@@ -262,8 +219,18 @@ def onehot(seed: int = 0, **options: int | float | str) -> nn.Module:
     return build("onehot", seed, **options)
 
 
-def build(variant: str, seed: int, **sizes: int | float | str) -> nn.Module:
-    """Returns the net of `Shape(**sizes)` in eval mode with weights that follow from `seed`."""
+def build(
+    variant: str, seed: int, *, weights: str = UNTRAINED, **sizes: int | float | str
+) -> nn.Module:
+    """Returns the net of `Shape(**sizes)` in eval mode with weights that follow from `seed`.
+
+    With `weights` it is a trained net and has the shape of its file; see `trained.load`. Raises
+    InputError for an unknown variant and for sizes of which no net can be built.
+    """
+    if weights != UNTRAINED:
+        from edgeport_recipes.tosa.trained import load
+
+        return load(variant, weights)
     shape = Shape(**sizes)
     shape.check()
     with torch.random.fork_rng(devices=[]):

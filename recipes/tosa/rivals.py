@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from edgeport_recipes.tosa.configs import Shape
 from edgeport_recipes.tosa.cost import drop_counts, merge_counts
-from edgeport_recipes.tosa.model import Layer, Shape, VisionTransformer, received
+from edgeport_recipes.tosa.model import Layer, VisionTransformer, received
 from torch import Tensor
 
 from edgeport.rewrites.token_selection import ranks, top_tokens

@@ -28,9 +28,10 @@ from edgeport_recipes._shared.vision.training import (
 )
 from edgeport_recipes._shared.vision.weights import load_weights
 from edgeport_recipes.tosa import cost
-from edgeport_recipes.tosa.model import SelectiveTransformer, Shape, VisionTransformer
+from edgeport_recipes.tosa.configs import ARMS, Config, Shape
+from edgeport_recipes.tosa.model import SelectiveTransformer, VisionTransformer
 from edgeport_recipes.tosa.selection import overlaps, selector_loss, tuning_loss
-from edgeport_recipes.tosa.trained import ARMS, Config, new_net, save
+from edgeport_recipes.tosa.trained import new_net, save
 
 from edgeport.errors import EdgeportError
 

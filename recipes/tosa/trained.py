@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +11,22 @@ import numpy as np
 import torch
 from edgeport_recipes._shared import images
 from edgeport_recipes._shared.vision.tasks import Task, find_task
-from edgeport_recipes._shared.vision.weights import load_weights, read_config, save_weights
-from edgeport_recipes.tosa.model import Shape, VisionTransformer, build
+from edgeport_recipes._shared.vision.weights import load_weights, save_weights
+from edgeport_recipes.tosa.configs import (
+    ARMS,
+    SAME_WEIGHTS,
+    UNTRAINED,
+    Config,
+    config_of,
+    find_weights,
+    open_config,
+)
+from edgeport_recipes.tosa.model import VisionTransformer, build
 from numpy.typing import NDArray
 from torch import nn
 
 from edgeport.errors import InputError
 from edgeport.types import TensorSpec
-
-SHIPPED = Path(__file__).with_name("weights")
-
-ARMS = {
-    "full": "full",
-    "full_longer": "full",
-    "tosa": "topk",
-    "copy": "copy",
-    "random": "random",
-    "drop": "drop",
-    "merge": "merge",
-}
-"""The arms that train.py trains, and the variant of the model that each one is."""
-
-SAME_WEIGHTS = {"onehot": "topk"}  # another form of the same network
-
-
-@dataclass(frozen=True)
-class Config:
-    """What a trained net is, beside its weights."""
-
-    task: str
-    arm: str
-    seed: int
-    shape: Shape
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain JSON values."""
-        return asdict(self)
 
 
 def new_net(config: Config) -> VisionTransformer:
@@ -61,21 +41,6 @@ def new_net(config: Config) -> VisionTransformer:
 def save(path: Path, net: VisionTransformer, config: Config, made: Mapping[str, Any]) -> None:
     """Replaces the file with the net's weights, its configuration and how they were made."""
     save_weights(path, net, {**config.to_dict(), "made": dict(made)})
-
-
-def open_config(path: Path) -> Config:
-    """Returns the configuration of a file that `save` wrote; raises InputError for another."""
-    table = read_config(path)
-    try:
-        shape = Shape(**{field.name: table["shape"][field.name] for field in fields(Shape)})
-        config = Config(table["task"], table["arm"], table["seed"], shape)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: no weights of tosa ({error}); train them with train.py."
-        ) from error
-    if config.arm not in ARMS:
-        raise InputError(f"{path}: weights of an unknown arm {config.arm!r}; train them again.")
-    return config
 
 
 def load_file(path: Path) -> VisionTransformer:
@@ -99,43 +64,17 @@ def load(variant: str, weights: str) -> nn.Module:
     return net.eval()
 
 
-def find_weights(variant: str, weights: str) -> Path:
-    """Returns the file: `weights` is a path, or the name of a task with weights of ours."""
-    arm = "tosa" if variant in ("topk", "onehot") else variant
-    shipped = SHIPPED / f"{weights}-{arm}.safetensors"
-    if shipped.exists():
-        return shipped
-    if not Path(weights).is_file():
-        names = ", ".join(sorted({file.stem.split("-")[0] for file in our_files()}))
-        raise InputError(
-            f"tosa: no weights {weights} of {arm}; give a file of train.py, or one of ours by its"
-            f" task: {names or 'there are none'}."
-        )
-    return Path(weights)
-
-
-def our_files() -> list[Path]:
-    """Returns the files of weights that come with edgeport."""
-    return sorted(SHIPPED.glob("*.safetensors"))
-
-
-def config_of(weights: str) -> Config:
-    """Returns the configuration of a file, or of any net that was trained for a task of ours."""
-    ours = [file for file in our_files() if file.stem.split("-")[0] == weights]
-    return open_config(ours[0] if ours else find_weights("topk", weights))
-
-
 def feeds(
     specs: Sequence[TensorSpec],
     count: int,
     seed: int,
     *,
-    weights: str = "untrained",
+    weights: str = UNTRAINED,
     **_others: object,
 ) -> list[dict[str, NDArray[np.floating]]]:
     """Returns `count` feeds in 0..1: training images of the task that the weights are for, drawn by
     the seed; else made-up images."""
-    if weights == "untrained":
+    if weights == UNTRAINED:
         made = images.feeds(specs, count, seed)
         return [{name: image / 4 + 0.5 for name, image in one.items()} for one in made]
     (spec,) = specs

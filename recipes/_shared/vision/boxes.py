@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from edgeport_recipes._shared.vision.tasks import Part, Split, Task
 from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeport.errors import InputError
-from edgeport_recipes._shared.vision.tasks import Part, Split, Task
 
 SIDE, CELL = 32, 4
 GRID = SIDE // CELL

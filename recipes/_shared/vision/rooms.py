@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from edgeport_recipes._shared.vision import depth
+from edgeport_recipes._shared.vision.tasks import Part, Split, Task
 from numpy.typing import NDArray
 
 from edgeport.errors import InputError
-from edgeport_recipes._shared.vision import depth
-from edgeport_recipes._shared.vision.tasks import Part, Split, Task
 
 COUNTS = {"train": 10_000, "test": 2_000}
 BOXES, SPHERES = 3, 2
@@ -100,7 +100,7 @@ def generate(count: int, seed: int | list[int]) -> Split:
 
 
 def _draw(rng: Generator, count: int) -> tuple[NDArray[np.uint8], Array]:
-    size = _spread(rng, (count, 3), (3, 3, 2.3), (9, 9, 3.3))
+    size = _spread(rng, (count, 3), (3, 3, 2.4), (8, 8, 3.0))
     cameras = draw_cameras(rng, size)
     rooms = draw_rooms(rng, size, cameras)
     rays = cameras.rays(depth.SIDE)
@@ -126,10 +126,10 @@ def draw_cameras(rng: Generator, size: Array) -> Cameras:
     """Returns cameras inside rooms of this size, looking any way round and not far off level."""
     count = len(size)
     position = size * _uniform(rng, (count, 3), 0.15, 0.85)
-    position[:, 2] = _uniform(rng, (count,), 0.9, 1.9)
+    position[:, 2] = _uniform(rng, (count,), 1.3, 1.7)
     yaw = _uniform(rng, (count,), -np.pi, np.pi)
-    pitch, roll = (_uniform(rng, (count,), -limit, limit) for limit in (0.4, 0.1))
-    reach = np.tan(_uniform(rng, (count,), np.radians(55), np.radians(80)) / 2)
+    pitch, roll = (_uniform(rng, (count,), -limit, limit) for limit in (0.2, 0.05))
+    reach = np.tan(_uniform(rng, (count,), np.radians(62), np.radians(70)) / 2)
     return Cameras(position, look(yaw, pitch, roll), reach)
 
 
@@ -219,8 +219,10 @@ def draw_looks(rng: Generator, size: Array) -> Looks:
     ways = rng.normal(size=(count, SURFACES, 2, 3))
     ways /= np.linalg.norm(ways, axis=-1, keepdims=True)
     waves = ways * 2 * np.pi / _spread(rng, (count, SURFACES, 1, 1), 0.25, 2.5)
-    colours = _uniform(rng, (count, SURFACES, 2, 3), 0.15, 1.0)
-    colours[:, :, 1] = 0.6 * colours[:, :, 0] + 0.4 * colours[:, :, 1]
+    colours = _uniform(rng, (count, SURFACES, 2, 3), 0.2, 1.0)
+    colours[:, 0] *= 0.6  # floors are dark and ceilings light, more often than not
+    colours[:, 1] = 1 - 0.4 * (1 - colours[:, 1])
+    colours[:, :, 1] = 0.7 * colours[:, :, 0] + 0.3 * colours[:, :, 1]
     return Looks(
         colours=colours,
         waves=waves.astype(np.float32),

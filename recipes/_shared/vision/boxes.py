@@ -24,6 +24,8 @@ CLASSES = ("rectangle", "ellipse", "triangle")
 MOST = 4
 """Shapes in an image at most; absent ones have class -1 and a box of zeros."""
 SMALLEST, LARGEST = 6.0, 24.0
+"""Sides of a shape in pixels."""
+TRIES = 16
 OUTPUTS = len(CLASSES) + 4
 KEPT = 16
 """Detections of an image that are scored, the surest first."""
@@ -68,18 +70,23 @@ def generate(count: int, seed: int | list[int]) -> Split:
 
 
 def draw_shapes(rng: Generator, count: int) -> tuple[Array, NDArray[np.int64]]:
-    """Returns boxes `count x 4 x 4` and classes; a shape that would hide another is left out."""
-    sizes = np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST), (count, MOST, 2)))
+    """Returns boxes `count x 4 x 4` and classes; no shape hides much of another.
+
+    Of `TRIES` candidates the first that are clear of one another are kept, as many as were drawn.
+    """
+    sizes = np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST), (count, TRIES, 2)))
     # Neither side is more than twice the other.
     sizes[..., 1] = sizes[..., 1].clip(sizes[..., 0] / 2, sizes[..., 0] * 2)
-    sizes = sizes.clip(SMALLEST, LARGEST)
     centres = rng.uniform(sizes / 2, SIDE - sizes / 2)
     boxes = np.concatenate([centres, sizes], axis=-1).astype(np.float32)
-    wanted = np.arange(MOST) < rng.integers(1, MOST + 1, (count, 1))
-    kept = np.zeros((count, MOST), bool)
-    for index in range(MOST):
-        clear = ~(_hides(boxes[:, :index], boxes[:, index, None]) & kept[:, :index]).any(1)
-        kept[:, index] = wanted[:, index] & clear
+    wanted = rng.integers(1, MOST + 1, count)
+    kept = np.zeros((count, TRIES), bool)
+    for index in range(TRIES):
+        near = _hides(boxes[:, :index], boxes[:, index, None]) & kept[:, :index]
+        kept[:, index] = ~near.any(1) & (kept.sum(1) < wanted)
+    first = np.argsort(~kept, axis=1, kind="stable")[:, :MOST]
+    kept = np.take_along_axis(kept, first, 1)
+    boxes = np.take_along_axis(boxes, first[..., None], 1)
     classes = np.where(kept, rng.integers(0, len(CLASSES), (count, MOST)), -1)
     return np.where(kept[..., None], boxes, np.float32(0)), classes
 
@@ -191,7 +198,7 @@ def decode(outputs: Tensor) -> Detections:
     alive = torch.ones_like(classes, dtype=torch.bool)
     for index in range(1, KEPT):
         alive[:, index] = ~(rival[:, index, :index] & alive[:, :index]).any(1)
-    order = (sureness * alive).argsort(1, descending=True, stable=True)
+    order = torch.sort(sureness * alive, dim=1, descending=True, stable=True).indices
     boxes = boxes.gather(1, order[..., None].expand(count, KEPT, 4))
     return Detections(boxes, classes.gather(1, order), (sureness * alive).gather(1, order))
 

@@ -100,7 +100,7 @@ def generate(count: int, seed: int | list[int]) -> Split:
 
 
 def _draw(rng: Generator, count: int) -> tuple[NDArray[np.uint8], Array]:
-    size = _spread(rng, (count, 3), (3, 3, 2.4), (8, 8, 3.0))
+    size = _spread(rng, (count, 3), (4, 4, 2.4), (9, 9, 3.0))
     cameras = draw_cameras(rng, size)
     rooms = draw_rooms(rng, size, cameras)
     rays = cameras.rays(depth.SIDE)
@@ -123,13 +123,17 @@ def _spread(rng: Generator, shape: tuple[int, ...], low: object, high: object) -
 
 
 def draw_cameras(rng: Generator, size: Array) -> Cameras:
-    """Returns cameras inside rooms of this size, looking any way round and not far off level."""
+    """Returns cameras inside rooms of this size, looking across them and not far off level.
+
+    Most walls are then far enough for their foot to be seen: it says where they are.
+    """
     count = len(size)
-    position = size * _uniform(rng, (count, 3), 0.15, 0.85)
+    position = size * _uniform(rng, (count, 3), 0.1, 0.9)
     position[:, 2] = _uniform(rng, (count,), 1.3, 1.7)
-    yaw = _uniform(rng, (count,), -np.pi, np.pi)
+    inward = size[:, :2] / 2 - position[:, :2]
+    yaw = np.arctan2(inward[:, 1], inward[:, 0]) + _uniform(rng, (count,), -0.8, 0.8)
     pitch, roll = (_uniform(rng, (count,), -limit, limit) for limit in (0.2, 0.05))
-    reach = np.tan(_uniform(rng, (count,), np.radians(62), np.radians(70)) / 2)
+    reach = np.tan(_uniform(rng, (count,), np.radians(76), np.radians(84)) / 2)
     return Cameras(position, look(yaw, pitch, roll), reach)
 
 

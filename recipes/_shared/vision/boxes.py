@@ -23,7 +23,7 @@ GRID = SIDE // CELL
 CLASSES = ("rectangle", "ellipse", "triangle")
 MOST = 4
 """Shapes in an image at most; absent ones have class -1 and a box of zeros."""
-SMALLEST, LARGEST = 6.0, 24.0
+SMALLEST, LARGEST = 8.0, 24.0
 """Sides of a shape in pixels."""
 TRIES = 16
 OUTPUTS = len(CLASSES) + 4
@@ -109,7 +109,7 @@ def paint(rng: Generator, boxes: Array, classes: NDArray[np.int64]) -> NDArray[n
     """
     count = len(boxes)
     canvas = _texture(rng, count)
-    for _ in range(6):
+    for _ in range(5):
         centre, half = rng.uniform(0, SIDE, (count, 2)), rng.uniform(0.5, 2.5, (count, 2))
         stroke = np.concatenate([centre, 2 * half], axis=-1)
         inside = _mask(stroke, rng.integers(0, len(CLASSES), count))
@@ -151,7 +151,7 @@ def _texture(rng: Generator, count: int) -> NDArray[np.float64]:
     (x, y), angle = _pixels(), rng.uniform(0, 2 * np.pi, (count, 1, 1))
     pace = 2 * np.pi / rng.uniform(3, 12, (count, 1, 1))
     wave = np.sin(pace * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform(0, 7, angle.shape))
-    weight = 0.3 * (0.5 + 0.5 * wave[..., None])
+    weight = 0.25 * (0.5 + 0.5 * wave[..., None])
     return _colour(rng, count) * (1 - weight) + _colour(rng, count) * weight
 
 
@@ -171,7 +171,7 @@ def loss(outputs: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
     focal = (surprise * (1 - (-surprise).exp()).square()).sum()
     found = outputs[image, len(CLASSES) :, row, column]
     regression = (found - _encode(boxes, row, column)).abs().sum()
-    return (focal + 0.5 * regression) / max(len(image), 1)
+    return (focal + regression) / max(len(image), 1)
 
 
 def _encode(boxes: Tensor, row: Tensor, column: Tensor) -> Tensor:

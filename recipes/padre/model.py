@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn.functional as F
+from edgeport_recipes.padre.attention import Attention
 from torch import Tensor, nn
 
 from edgeport.errors import InputError
@@ -36,44 +36,22 @@ class ChannelLayerNorm(nn.Module):
         return x_hat * self.weight + self.bias
 
 
-class Attention(nn.Module):
-    """Softmax self-attention over the H W positions of `B x D x H x W`: the baseline.
-
-    The heads are split from 4-D tensors, without the 5-D view of a joint qkv projection that
-    phones handle badly, and `scaled_dot_product_attention` may use its fused kernel.
-    """
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query, self.key, self.value, self.proj = (nn.Conv2d(dim, dim, 1) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (self.split(conv(x)) for conv in (self.query, self.key, self.value))
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(2, 3).reshape(x.shape))
-
-    def split(self, x: Tensor) -> Tensor:
-        """Returns `B x heads x H W x D/heads`, contiguous: torch's fused kernel needs it so."""
-        return x.reshape(x.shape[0], self.heads, -1, x.shape[2] * x.shape[3]).mT.contiguous()
-
-
 class MLP(nn.Sequential):
-    """Two pointwise convolutions with a GELU between, four times as wide inside."""
+    """Two pointwise convolutions with a GELU between, `ratio` times as wide inside."""
 
-    def __init__(self, dim: int, ratio: int = 4) -> None:
+    def __init__(self, dim: int, ratio: int) -> None:
         super().__init__(nn.Conv2d(dim, ratio * dim, 1), nn.GELU(), nn.Conv2d(ratio * dim, dim, 1))
 
 
 class Block(nn.Module):
     """x = x + mixer(norm(x)), then x = x + mlp(norm(x)): the pre-norm block of DeiT."""
 
-    def __init__(self, dim: int, mixer: nn.Module) -> None:
+    def __init__(self, dim: int, mixer: nn.Module, mlp: int = 4) -> None:
         super().__init__()
         self.norm1 = ChannelLayerNorm(dim)
         self.mixer = mixer
         self.norm2 = ChannelLayerNorm(dim)
-        self.mlp = MLP(dim)
+        self.mlp = MLP(dim, mlp)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.mixer(self.norm1(x))
@@ -81,17 +59,27 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Maps images `B x 3 x 16 grid x 16 grid` to logits `B x classes`.
+    """Maps images `B x 3 x patch grid x patch grid` to logits `B x classes`.
 
     The paper does not say what became of DeiT's CLS token, and a grid has no place for one: the
-    features are averaged over the grid instead.
+    features are averaged over the grid instead. A `dense` net averages nothing and gives
+    `B x classes x grid x grid`.
     """
 
     output_names = ("logits",)
 
-    def __init__(self, blocks: list[nn.Module], dim: int, grid: int, classes: int) -> None:
+    def __init__(
+        self,
+        blocks: list[nn.Module],
+        dim: int,
+        grid: int,
+        classes: int,
+        patch: int = PATCH,
+        dense: bool = False,
+    ) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, dim, PATCH, PATCH)
+        self.dense = dense
+        self.patches = nn.Conv2d(3, dim, patch, patch)
         self.position = nn.Parameter(torch.zeros(1, dim, grid, grid))
         self.blocks = nn.Sequential(*blocks)
         self.norm = ChannelLayerNorm(dim)
@@ -100,6 +88,8 @@ class VisionTransformer(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = self.patches(image) + self.position
         x = self.norm(self.blocks(x))
+        if self.dense:
+            return self.head(x)
         return self.head(x.mean((2, 3), keepdim=True)).flatten(1)
 
 
@@ -129,12 +119,18 @@ def build(
     kernel: int = 11,
     classes: int = 1000,
     part: str = "net",
+    weights: str = "untrained",
 ) -> nn.Module:
     """Returns the net, or one block of it, in eval mode with weights that follow from `seed`.
 
-    A block maps `B x dim x grid x grid` to the same shape. Raises InputError for a grid outside 14
+    With `weights` it is a trained net and has the shape of its file; see `trained.load`. A block
+    maps `B x dim x grid x grid` to the same shape. Raises InputError for a grid outside 14
     to 128, heads that do not divide dim, an even kernel, an unknown part, and sizes below 1.
     """
+    if weights != "untrained":
+        from edgeport_recipes.padre.trained import load
+
+        return load(mixer, weights, part)
     check_options(grid, dim, depth, heads, kernel, classes, part)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -8,9 +8,15 @@ from edgeport.types import Claim, Option, Recipe, TensorSpec
 
 
 def inputs(
-    grid: int = 14, dim: int = 192, part: str = "net", **_others: object
+    grid: int = 14,
+    dim: int = 192,
+    part: str = "net",
+    weights: str = "untrained",
+    **_others: object,
 ) -> tuple[TensorSpec, ...]:
     """Returns the input of the whole net (an image) or of one block (its features)."""
+    if weights != "untrained":  # train.py's nets are small
+        return (TensorSpec("image", "float32", (1, 3, 32, 32)),)
     if part == "block":
         return (TensorSpec("x", "float32", (1, dim, grid, grid)),)
     return (TensorSpec("image", "float32", (1, 3, 16 * grid, 16 * grid)),)
@@ -30,7 +36,7 @@ RECIPE = Recipe(
     default_variant="padre3",
     baseline="attention",
     inputs=inputs,
-    calibration="edgeport_recipes._shared.images:feeds",
+    calibration="edgeport_recipes.padre.trained:feeds",
     options=(
         Option("grid", 14, "patches along each side, 14 to 128; the image has 16 pixels a patch"),
         Option("dim", 192, "channels"),
@@ -39,6 +45,7 @@ RECIPE = Recipe(
         Option("kernel", 11, "side of PADRe's token-mixing convolution, odd"),
         Option("classes", 1000, "logits"),
         Option("part", "net", "the whole net, or one transformer block", ("net", "block")),
+        Option("weights", "untrained", "shapes, which are ours, or a file of train.py", path=True),
     ),
     comparisons=(
         ("the net as exported", MappingProxyType({})),

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from edgeport_recipes._shared.tensors import (
+    check_origin,
+    load_tensors,
+    read_facts,
+    save_tensors,
+)
 from edgeport_recipes.wsr_splatting.densify import Sightings
-from edgeport_recipes.wsr_splatting.files import read_bytes, write_bytes
 from edgeport_recipes.wsr_splatting.settings import Settings
 from edgeport_recipes.wsr_splatting.trainable import Trainable
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
-
-from edgeport.errors import InputError
 
 _SIGHTINGS = ("slopes", "views", "opacities")
 
@@ -49,26 +49,14 @@ def write(path: Path, run: Run, origin: dict[str, object]) -> None:
         "seconds": run.seconds,
         "first_count": run.first_count,
     }
-    contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    write_bytes(path, save(contiguous, {"facts": json.dumps(facts)}))
+    save_tensors(path, tensors, facts)
 
 
 def read(path: Path, settings: Settings, origin: dict[str, object]) -> Run:
     """Returns the run as it was; raises InputError for a broken file and for another run's."""
-    data = read_bytes(path)
-    try:
-        tensors = load(data)
-        length = int.from_bytes(data[:8], "little")
-        facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["facts"])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: a broken checkpoint ({error}); delete it.") from error
-    wanted = json.loads(json.dumps({**settings.to_dict(), **origin}))
-    found = {**facts["settings"], **facts["origin"]}
-    changed = sorted(name for name in wanted if wanted[name] != found.get(name))
-    if changed:
-        raise InputError(
-            f"{path}: is of a run with another {', '.join(changed)}; give the same, or another -o."
-        )
+    facts, tensors = read_facts(path), load_tensors(path)
+    wanted = {**settings.to_dict(), **origin}
+    check_origin(path, wanted, {**facts["settings"], **facts["origin"]})
     values, moments = (
         {name.removeprefix(start): one for name, one in tensors.items() if name.startswith(start)}
         for start in ("value.", "")

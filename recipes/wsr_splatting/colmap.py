@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from edgeport_recipes.wsr_splatting.files import read_bytes
+from edgeport_recipes._shared.files import read_bytes
 from edgeport_recipes.wsr_splatting.photos import Lens
 from edgeport_recipes.wsr_splatting.scenes import Shot
 from torch import Tensor

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from edgeport_recipes.wsr_splatting.files import read_bytes, write_bytes
+from edgeport_recipes._shared.files import read_bytes, write_bytes
 from edgeport_recipes.wsr_splatting.harmonics import C0
 from edgeport_recipes.wsr_splatting.splats import RULES, Blend, Splats, checked
 from numpy.typing import NDArray

@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 import torch
+from edgeport_recipes._shared.files import write_json
 from edgeport_recipes.wsr_splatting import checkpoint, evaluate, lpips, scenes
 from edgeport_recipes.wsr_splatting.checkpoint import Run
 from edgeport_recipes.wsr_splatting.densify import Sightings, densify
-from edgeport_recipes.wsr_splatting.files import write_json
 from edgeport_recipes.wsr_splatting.losses import training_loss
 from edgeport_recipes.wsr_splatting.model import composite, project
 from edgeport_recipes.wsr_splatting.ply import save_ply

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from edgeport_recipes.wsr_splatting.files import read_json, write_json
+from edgeport_recipes._shared.files import read_json, write_json
 from edgeport_recipes.wsr_splatting.photos import Lens, open_photo, save_photo
 from edgeport_recipes.wsr_splatting.scenes import Scene, Shot
 from torch import Tensor

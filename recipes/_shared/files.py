@@ -45,5 +45,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); write it again.") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object; give a camera file.")
+        raise InputError(f"{path}: holds no JSON object; write it again.")
     return value
+
+
+def find_data(name: str) -> Path:
+    """Returns a file of the folder EDGEPORT_DATA; raises InputError where it is not there."""
+    folder = os.environ.get("EDGEPORT_DATA")
+    if not folder:
+        raise InputError(f"set EDGEPORT_DATA to the folder that holds {name}")
+    path = Path(folder, name)
+    if not path.exists():
+        raise InputError(f"{path}: not there; check EDGEPORT_DATA")
+    return path

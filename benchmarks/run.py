@@ -17,9 +17,9 @@ import edgeport
 from benchmarks.tables import DEFAULT, FULL, NOT_RUN, Results, environment_line
 from edgeport.errors import EdgeportError
 
-TIMED = ("padre", "cli", "runtimes", "wsr")
+TIMED = ("padre", "cli", "runtimes", "wsr", "vit")
 ON_CUDA = ("padre",)
-SUITES = ("padre", "proof", "cli", "cifar_vit", "zoo", "real", "runtimes", "trust", "wsr")
+SUITES = ("padre", "proof", "cli", "cifar_vit", "zoo", "real", "runtimes", "trust", "wsr", "vit")
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5  # of load average: below it, no other process takes a large part of one core
 MANY = 12  # groups whose load is printed one by one

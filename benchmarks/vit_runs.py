@@ -49,7 +49,8 @@ class Training:
             config, budget = Config(self.task, self.arm), Budget(padre.EPOCHS[self.task])
             return padre.train(config, budget, self.folder, seed=self.seed, resume=True)
         task = find_task(self.task)
-        one = tosa.Run(task, self.arm, self.seed, tosa.Settings(), WORK / self.recipe)
+        settings = tosa.Settings(epochs=tosa.EPOCHS.get(self.task, tosa.Settings.epochs))
+        one = tosa.Run(task, self.arm, self.seed, settings, WORK / self.recipe)
         return tosa.train(one, resume=True)
 
 

@@ -18,7 +18,7 @@ UNTRAINED = "untrained"
 
 
 def find_weights(folder: Path, weights: str, arm: str) -> Path:
-    """Returns the file of an arm: `weights` is a path, or the name of a task with files in `folder`.
+    """Returns the file of an arm: `weights` is a path, or a task with files of ours in `folder`.
 
     Raises InputError where there is none.
     """

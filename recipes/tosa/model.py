@@ -15,7 +15,9 @@ from edgeport_recipes.tosa.configs import UNTRAINED, Shape
 from torch import Tensor, nn
 
 from edgeport.errors import InputError
-from edgeport.rewrites.token_selection import OneHotTokens, TopKTokens
+from edgeport.rewrites.token_selection import TopKTokens, replace_top_k
+
+RANKS = {"int32": torch.int32, "float32": torch.float32}
 
 # The ordinary transformer
 
@@ -184,11 +186,11 @@ class SelectiveTransformer(VisionTransformer):
     `scorers` give scores `B x N` from the logits of the layer before, one for each pair.
     """
 
-    def __init__(self, shape: Shape, scorers: Sequence[nn.Module], form: type[TopKTokens]) -> None:
+    def __init__(self, shape: Shape, scorers: Sequence[nn.Module]) -> None:
         super().__init__(shape)
         self.scorers = nn.ModuleList(scorers)
         for at in range(1, shape.depth, 2):
-            self.layers[at] = form(self.layers[at], shape.kept)
+            self.layers[at] = TopKTokens(self.layers[at], shape.kept)
 
     def encode(self, x: Tensor) -> Tensor:
         for normal, scorer, selective in self.pairs():
@@ -220,17 +222,26 @@ def onehot(seed: int = 0, **options: int | float | str) -> nn.Module:
 
 
 def build(
-    variant: str, seed: int, *, weights: str = UNTRAINED, **sizes: int | float | str
+    variant: str,
+    seed: int,
+    *,
+    trained: str = UNTRAINED,
+    ranks: str = "int32",
+    **sizes: int | float | str,
 ) -> nn.Module:
     """Returns the net of `Shape(**sizes)` in eval mode with weights that follow from `seed`.
 
-    With `weights` it is a trained net and has the shape of its file; see `trained.load`. Raises
-    InputError for an unknown variant and for sizes of which no net can be built.
+    With `trained` it is a trained net and has the shape of its file; see `trained.load`. `ranks` is
+    the type that the one-hot form counts in. Raises InputError for an unknown variant and for sizes
+    of which no net can be built.
     """
-    if weights != UNTRAINED:
+    if variant == "onehot":  # the same network, so the same weights
+        topk = build("topk", seed, trained=trained, **sizes)
+        return replace_top_k(topk, RANKS[ranks])
+    if trained != UNTRAINED:
         from edgeport_recipes.tosa.trained import load
 
-        return load(variant, weights)
+        return load(variant, trained)
     shape = Shape(**sizes)
     shape.check()
     with torch.random.fork_rng(devices=[]):
@@ -246,14 +257,13 @@ def make(variant: str, shape: Shape, seed: int) -> VisionTransformer:
     from edgeport_recipes.tosa.rivals import DroppingTransformer, MergingTransformer
 
     pairs = range(shape.depth // 2)
-    if variant in ("topk", "onehot"):
-        form = OneHotTokens if variant == "onehot" else TopKTokens
-        return SelectiveTransformer(shape, [Selector(shape.heads) for _ in pairs], form)
+    if variant == "topk":
+        return SelectiveTransformer(shape, [Selector(shape.heads) for _ in pairs])
     if variant == "copy":
-        return SelectiveTransformer(shape, [CopyScores() for _ in pairs], TopKTokens)
+        return SelectiveTransformer(shape, [CopyScores() for _ in pairs])
     if variant == "random":
         scorers = [RandomScores(shape.tokens, 1000 * seed + pair) for pair in pairs]
-        return SelectiveTransformer(shape, scorers, TopKTokens)
+        return SelectiveTransformer(shape, scorers)
     others = {"full": VisionTransformer, "drop": DroppingTransformer, "merge": MergingTransformer}
     if variant not in others:
         raise InputError(f"tosa: unknown variant {variant!r}; give one of {', '.join(VARIANTS)}.")

@@ -114,8 +114,8 @@ def test_without_its_data_the_real_task_says_what_is_missing(
 
 def test_trained_weights_give_the_net_that_was_trained(folder: Path) -> None:
     file = folder / "weights.safetensors"
-    net = model.padre3(0, weights=str(file))
-    (spec,) = recipe.inputs(weights=str(file))
+    net = model.padre3(0, trained=str(file))
+    (spec,) = recipe.inputs(trained=str(file))
     image = torch.rand(spec.shape)
     other = new_net(Config("shapes", "padre3"), 0).eval()
     assert net(image).shape == (1, 10) and not torch.allclose(net(image), other(image))
@@ -132,17 +132,17 @@ def test_weights_of_another_variant_and_a_part_are_refused(
     folder: Path, variant: str, options: dict[str, str], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        getattr(model, variant)(0, weights=str(folder / "weights.safetensors"), **options)
+        getattr(model, variant)(0, trained=str(folder / "weights.safetensors"), **options)
 
 
 def test_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no weights nothing of padre3; give a file of train\.py"):
-        model.padre3(0, weights="nothing")
+        model.padre3(0, trained="nothing")
 
 
 def test_calibration_takes_training_images_of_the_task(folder: Path) -> None:
-    (spec,) = recipe.inputs(weights=str(folder / "weights.safetensors"))
-    feeds = trained.feeds([spec], 3, 0, weights=str(folder / "weights.safetensors"))
+    (spec,) = recipe.inputs(trained=str(folder / "weights.safetensors"))
+    feeds = trained.feeds([spec], 3, 0, trained=str(folder / "weights.safetensors"))
     images = find_task("shapes").data("train", 0).images
     for feed in feeds:
         image = torch.from_numpy(feed["image"][0] * 255).round().to(torch.uint8)
@@ -175,7 +175,7 @@ def test_weights_ship_as_fp16_unless_their_data_forbids_it(folder: Path, tmp_pat
     ship(source, target)
     assert target.stat().st_size < 0.6 * source.stat().st_size
     image = torch.rand(1, 3, 32, 32)
-    whole, half = (model.padre3(0, weights=str(file)) for file in (source, target))
+    whole, half = (model.padre3(0, trained=str(file)) for file in (source, target))
     torch.testing.assert_close(whole(image), half(image), atol=0.02, rtol=0.02)
     forbidden = tmp_path / "cifar.safetensors"
     net = new_net(Config("cifar10", "padre3"), 0)

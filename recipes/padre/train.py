@@ -67,7 +67,13 @@ def train(
         "threads": torch.get_num_threads(),
     }
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    how = {"seed": seed, "budget": asdict(budget), "data": task.name, "date": today}
+    how = {
+        "command": f"python -m edgeport_recipes.padre.train --task {task.name} --arm {config.mixer} --seed {seed}"
+        f" --kernel {config.kernel} --epochs {budget.epochs} --rate {budget.rate:g}",
+        "budget": asdict(budget),
+        "data": task.name,
+        "date": today,
+    }
     save(folder / WEIGHTS, net, config, how)
     write_json(folder / METRICS, metrics)
     return metrics

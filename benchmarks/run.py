@@ -2,7 +2,7 @@
 
 Results are JSON lines, by default in benchmarks/results/SUITE.jsonl. What is finished there is
 not run again; `--fresh` starts the file anew, `--table` only prints, `--readme` also replaces the
-tables in benchmarks/README.md.
+tables in benchmarks/README.md. `--on cuda` runs a suite's part for a GPU, with results of its own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import edgeport
 from benchmarks.tables import DEFAULT, FULL, NOT_RUN, Results, environment_line
 from edgeport.errors import EdgeportError
 
-TIMED = ("padre", "cli", "runtimes", "wsr")
-SUITES = ("padre", "proof", "cli", "cifar_vit", "zoo", "real", "runtimes", "trust", "wsr")
+TIMED = ("padre", "cli", "runtimes", "wsr", "vit")
+ON_CUDA = ("padre",)
+SUITES = ("padre", "proof", "cli", "cifar_vit", "zoo", "real", "runtimes", "trust", "wsr", "vit")
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5  # of load average: below it, no other process takes a large part of one core
 MANY = 12  # groups whose load is printed one by one
@@ -33,10 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="drop the results that are there")
     parser.add_argument("--table", action="store_true", help="run nothing, print the tables")
     parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--on", choices=("host", "cuda"), default="host", help="what runs it")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/SUITE.jsonl")
     given = parser.parse_args(arguments)
-    suite = importlib.import_module(f"benchmarks.{given.suite}")
-    path = given.output or RESULTS / f"{given.suite}.jsonl"
+    if given.on == "cuda" and given.suite not in ON_CUDA:
+        print(f"error: --on cuda is for {', '.join(ON_CUDA)}, not {given.suite}", file=sys.stderr)
+        return 2
+    name = given.suite if given.on == "host" else f"{given.suite}_{given.on}"
+    suite = importlib.import_module(f"benchmarks.{name}")
+    path = given.output or RESULTS / f"{name}.jsonl"
     try:
         results = Results(path, FULL if given.full else DEFAULT, given.fresh and not given.table)
         if not given.table:
@@ -49,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = f"{_conditions(results)}\n\n{suite.tables(results)}"
     print(text)
     if given.readme:
-        _write_readme(given.suite, text)
+        _write_readme(name, text)
     return 0
 
 

@@ -18,13 +18,14 @@ from edgeport.blocks import HostBlocks
 from edgeport.cache import Cache, default_root
 from edgeport.catalog import all_recipes, own_recipes, recipe_file
 from edgeport.config import ClaimTable, load_config
-from edgeport.errors import InputError, StageFailed, UnknownName
+from edgeport.errors import EdgeportError, InputError, StageFailed, UnknownName
 from edgeport.evidence import evidence, evidence_of_failure
 from edgeport.fingerprint import environment_digest, file_sha256
 from edgeport.gate import OTHER, RULES, Better, Known, Rule, judge_changes, judge_claims
 from edgeport.measure import machine_text
 from edgeport.plan import WRITTEN, Options
 from edgeport.private import scratch_directory
+from edgeport.recipe_evaluation import evaluate_recipe
 from edgeport.runtimes import webgpu_program
 from edgeport.runtimes.worker import Limits
 from edgeport.stages import host_threads
@@ -65,11 +66,12 @@ class Subject:
     accuracy: tuple[Accuracy, ...] = ()
     rules: Mapping[str, Rule] = field(default_factory=dict)
     file: Path | None = None
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured of a subject; `problem` says why its export failed, if it did."""
+    """What was measured of a subject; `problem` says what of it failed and why, if it did."""
 
     measured: tuple[Measurement, ...]
     problem: str = ""
@@ -99,8 +101,9 @@ def check(
     """Returns the verdicts on the recipes named, or on all and on the claims of edgeport.toml.
 
     With `update` the baseline is written anew for them, for the reason `why`, and only claims are
-    judged. An export that fails is a failure of the claims about it. Raises InputError for an
-    unknown name and a missing reason, and where a baseline should be made of a failed export.
+    judged. An export or a recipe's own evaluation that fails is a failure of the claims about it.
+    Raises InputError for an unknown name and a missing reason, and where a baseline should be made
+    of what failed.
     """
     check_seconds(seconds)
     if update and not why.strip():
@@ -158,7 +161,7 @@ def judge_subject(
 
 
 def _failed(verdict: Verdict, problem: str) -> Verdict:
-    """Returns a failure where there is no number because the export failed."""
+    """Returns a failure where there is no number because what gives it failed."""
     if verdict.outcome != "missing" or verdict.reason.startswith("measured as"):
         return verdict
     return replace(verdict, outcome="fail", reason=problem)
@@ -177,8 +180,21 @@ def measure_subject(
         progress(f"{subject.name}: {step}")
 
     found, problem = _of_export(subject, fresh, seconds, told)
-    found += [_speed(pair, fresh, seconds, told) for pair in subject.pairs]
-    return Found(tuple(found), problem)
+    own, own_problem = _of_recipe_itself(subject, fresh, told)
+    found += [*own, *(_speed(pair, fresh, seconds, told) for pair in subject.pairs)]
+    return Found(tuple(found), "; ".join(filter(None, (problem, own_problem))))
+
+
+def _of_recipe_itself(
+    subject: Subject, fresh: bool, progress: Progress
+) -> tuple[Sequence[Measurement], str]:
+    """Returns what the recipe's own function measured, and why it failed, if it did."""
+    if subject.recipe is None:
+        return (), ""
+    try:
+        return evaluate_recipe(subject.recipe, fresh=fresh, progress=progress), ""
+    except EdgeportError as error:
+        return (), f"the recipe's evaluation failed: {error}"
 
 
 def _of_export(
@@ -283,6 +299,7 @@ def _of_recipe(recipe: Recipe) -> Subject:
         recipe.claims,
         tuple(pairs),
         file=recipe_file(recipe.name),
+        recipe=recipe,
     )
 
 

@@ -36,6 +36,12 @@ RULES: Mapping[str, Rule] = {
     "psnr_db": Rule("more", 0.5),
     "psnr_loss_db": Rule("less", 0.5),
     "ssim": Rule("more", 0.01),
+    "top1": Rule("more", 0.005),
+    "top1_loss": Rule("less", 0.5),  # points
+    "ap50_loss": Rule("less", 0.5),  # points
+    "absrel_growth": Rule("less", 0.5),  # percent
+    "macs_saving": Rule("more", 0.02),
+    "selector_overlap_gain": Rule("more", 0.02),
 }
 OTHER = Rule("more", 0.005)
 """For what a user's own metric gives: shares such as accuracy, half a point."""

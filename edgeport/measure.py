@@ -39,6 +39,8 @@ _BLOCK_ELEMENTS = 2_000_000  # of the resampled rounds held at once, about 50 MB
 
 
 Result = TypeVar("Result")
+BatchClock = Callable[[Callable[[], object], int], float]
+"""Calls something so many times and returns how many milliseconds all of it took."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,16 @@ class Timing:
 class _Arm:
     name: str
     call: Callable[[], object]
+    batch_ms: BatchClock
     calls: int = 1  # per sample
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=2 * STABLE_WINDOW))
 
     def sample_ms(self) -> float:
         """Returns the mean milliseconds per call over one batch of `calls`."""
-        call, batch = self.call, itertools.repeat(None, self.calls)
         collecting = gc.isenabled()
         gc.disable()
         try:
-            start = time.perf_counter_ns()
-            for _ in batch:
-                call()
-            return (time.perf_counter_ns() - start) / self.calls / 1e6
+            return self.batch_ms(self.call, self.calls) / self.calls
         finally:
             if collecting:
                 gc.enable()
@@ -86,12 +85,22 @@ class _Arm:
         return max(medians) / min(medians) - 1.0
 
 
+def host_batch_ms(call: Callable[[], object], calls: int) -> float:
+    """Returns the milliseconds of a batch by this machine's clock."""
+    batch = itertools.repeat(None, calls)
+    start = time.perf_counter_ns()
+    for _ in batch:
+        call()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
 def interleave(
     arms: Mapping[str, Callable[[], object]],
     *,
     rounds: int | None,
     seconds: float,
     warmup_seconds: float,
+    batch_ms: BatchClock = host_batch_ms,
 ) -> dict[str, Timing]:
     """Returns the timing of each arm, all with the same number of samples, in rounds of one each.
 
@@ -99,7 +108,8 @@ def interleave(
     least; unsettled arms carry a warning), then measures until `rounds` rounds or `seconds` of
     measured time, whichever comes first, and `MIN_ROUNDS` rounds at the least. A call shorter than
     `MIN_SAMPLE_MS` is repeated within a sample, which keeps its data in cache. The garbage
-    collector is off during samples.
+    collector is off during samples. `batch_ms` is the clock: a GPU, which works on after a call has
+    returned, has one of its own.
 
     What no number of rounds averages out is the caller's to fix: threads; those that spin after a
     call and steal time from the next arm (onnxruntime's do, until the session option
@@ -112,7 +122,7 @@ def interleave(
         raise ValueError("there are no arms to time")
     if rounds is not None and rounds < MIN_ROUNDS:
         raise ValueError(f"rounds must be {MIN_ROUNDS} or more, not {rounds}")
-    running = [_Arm(name, call) for name, call in arms.items()]
+    running = [_Arm(name, call, batch_ms) for name, call in arms.items()]
     # A shuffle, not a rotation: in A B C, B C A, C A B the same arm nearly always runs before B and
     # leaves it the same caches and the same heat. The seed is fixed so that a run can be repeated.
     order = random.Random(0)

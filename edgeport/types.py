@@ -99,8 +99,12 @@ class Recipe:
     `(specs, count, seed) -> list of feeds`; with a parameter `**options` it gets those too.
     `comparisons` are settings of the options at which a variant is timed against `baseline`, each
     with the words that the table shows. `check` are the options of the export
-    (`edgeport.plan.Options`) by which the claims are judged. `exporter` names a function where the
-    artifact is no nn.Module's; see `Written`.
+    (`edgeport.plan.Options`) by which the claims are judged. `evaluate` names a function
+    `() -> tuple[Measurement, ...]`: what only the recipe measures, such as the accuracy of the
+    weights that come with it. It leaves out what it has no data or weights for, and claims about
+    that are `missing`: data lie in the folder EDGEPORT_DATA; weights trained on data that must not
+    be passed on are not shipped, and lie in the folder EDGEPORT_TRAINED. `exporter` names a
+    function where the artifact is no nn.Module's; see `Written`.
     """
 
     name: str
@@ -115,6 +119,7 @@ class Recipe:
     comparisons: tuple[tuple[str, Mapping[str, int | float | str]], ...] = ()
     claims: tuple[Claim, ...] = ()
     check: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    evaluate: str | None = None
     exporter: str | None = None
     tolerance_db: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 

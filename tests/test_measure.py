@@ -53,6 +53,22 @@ def holds_mostly(found: list[Ratio], truth: float, slack: float) -> bool:
     return sum(inside) > len(inside) / 2
 
 
+def test_another_clock_is_the_one_that_counts() -> None:
+    """A GPU's own: what the host takes meanwhile is not looked at."""
+    batches: list[int] = []
+
+    def clock(call: Callable[[], object], calls: int) -> float:
+        batches.append(calls)
+        call()
+        return 0.25 * calls
+
+    timings = interleave(
+        {"one": work(1)}, rounds=6, seconds=1.0, warmup_seconds=0.0, batch_ms=clock
+    )
+    assert timings["one"].samples_ms == (0.25,) * 6
+    assert batches[-6:] == [4] * 6  # a sample takes a millisecond of this clock
+
+
 # The machine may be busy with something else: most of five tries have to hold, and 5 % is allowed
 # beside the interval; a harness that measured the wrong thing would be off by far more.
 def test_a_known_ratio_of_real_work_is_found() -> None:

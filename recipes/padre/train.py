@@ -16,7 +16,14 @@ import click
 import torch
 from edgeport_recipes._shared.files import read_json, write_json
 from edgeport_recipes._shared.vision.tasks import TASKS, find_task
-from edgeport_recipes._shared.vision.training import Budget, Report, evaluate, fit, report
+from edgeport_recipes._shared.vision.training import (
+    Budget,
+    Report,
+    evaluate,
+    fit,
+    report,
+    rounded,
+)
 from edgeport_recipes.padre.trained import MIXERS, Config, new_net, save
 
 from edgeport.errors import EdgeportError
@@ -48,17 +55,16 @@ def train(
         return read_json(folder / METRICS)
     scores = evaluate(net, task, limit=limit)
     metrics = {
-        "scores": {name: float(values.mean()) for name, values in scores.items()},
-        "metric": task.metric,
-        "config": asdict(config),
+        **asdict(config),
+        "arm": config.mixer,
+        "mean": {name: float(values.mean()) for name, values in scores.items()},
+        "scores": {name: rounded(values) for name, values in scores.items()},
         "budget": asdict(budget),
         "seed": seed,
         "parameters": sum(one.numel() for one in net.parameters()),
-        "losses": [round(one, 4) for one in done.losses],
-        "seconds": round(done.seconds, 1),
+        "losses": done.losses,
+        "seconds": done.seconds,
         "threads": torch.get_num_threads(),
-        "images": len(scores[task.metric]),
-        "each": [round(one, 4) for one in scores[task.metric].tolist()],
     }
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     how = {"seed": seed, "budget": asdict(budget), "data": task.name, "date": today}
@@ -85,9 +91,9 @@ def main(**options: Any) -> None:
     except EdgeportError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    said = ", ".join(f"{name} {value:.4f}" for name, value in metrics["scores"].items())
+    said = ", ".join(f"{name} {value:.4f}" for name, value in metrics["mean"].items())
     click.echo(
-        f"{options['arm']} on {options['task']}: {said} on {metrics['images']} images, "
+        f"{options['arm']} on {options['task']}: {said}, "
         f"{metrics['parameters']} parameters, {metrics['seconds']:.0f} s: {folder}"
     )
 

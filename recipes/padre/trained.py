@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from edgeport_recipes._shared import images
-from edgeport_recipes._shared.vision.tasks import Task, find_task
+from edgeport_recipes._shared.vision.tasks import find_task
+from edgeport_recipes._shared.vision.trained import (
+    UNTRAINED,
+    find_weights,
+    task_of,
+    training_feeds,
+)
 from edgeport_recipes._shared.vision.weights import load_weights, read_config, save_weights
 from edgeport_recipes.padre.attention import Attention
 from edgeport_recipes.padre.controls import Convolutions, LocalAttention, NoMixing
@@ -110,7 +116,7 @@ def load(mixer: str, weights: str, part: str) -> nn.Module:
 
     Raises InputError for weights of another mixer and for a part of a trained net.
     """
-    path = find_weights(mixer, weights)
+    path = find_weights(SHIPPED, weights, mixer)
     config = open_config(path)
     if part != "net":
         raise InputError("padre: --weights gives a whole net; leave --part out.")
@@ -119,20 +125,6 @@ def load(mixer: str, weights: str, part: str) -> nn.Module:
     net = new_net(config, 0)
     load_weights(path, net)
     return net.eval()
-
-
-def find_weights(mixer: str, weights: str) -> Path:
-    """Returns the file: `weights` is a path, or the name of a task with weights of ours."""
-    shipped = SHIPPED / f"{weights}-{mixer}.safetensors"
-    if shipped.exists():
-        return shipped
-    if not Path(weights).is_file():
-        names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors")))
-        raise InputError(
-            f"padre: no weights {weights} of {mixer}; give a file of train.py, or one of ours by"
-            f" its task: {names or 'there are none'}."
-        )
-    return Path(weights)
 
 
 def feeds(
@@ -144,20 +136,6 @@ def feeds(
     **_others: object,
 ) -> list[dict[str, NDArray[np.floating]]]:
     """Returns `count` feeds: of the task that the weights were trained for, else made-up images."""
-    if weights == "untrained":
+    if weights == UNTRAINED:
         return images.feeds(specs, count, seed)
-    (spec,) = specs
-    return [{spec.name: one} for one in training_images(_task_of(weights), count, seed)]
-
-
-def _task_of(weights: str) -> Task:
-    ours = sorted(SHIPPED.glob(f"{weights}-*.safetensors"))
-    return find_task(open_config(ours[0] if ours else Path(weights)).task)
-
-
-def training_images(task: Task, count: int, seed: int) -> list[NDArray[np.float32]]:
-    """Returns training images `1 x 3 x side x side` in 0..1, drawn by the seed."""
-    split = task.data("train", 0)
-    drawn = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(split.count, generator=drawn)[:count]
-    return [np.asarray(split.images[one][None].float() / 255) for one in chosen]
+    return training_feeds(task_of(SHIPPED, weights), specs, count, seed)

@@ -20,7 +20,7 @@ CLASSES = (
 )  # fmt: skip
 COUNTS = {"train": 20_000, "test": 4000}
 _CHUNK = 2000
-_PIECES = 5  # of clutter
+_PIECES = 2  # of clutter
 _TEST_SEED = 1_000_000
 
 
@@ -40,19 +40,20 @@ def draw(count: int, drawn: torch.Generator) -> tuple[Tensor, Tensor]:
         return low + (high - low) * torch.rand(count, *shape, generator=drawn)
 
     labels = torch.randint(len(CLASSES), (count,), generator=drawn)
-    image = uniform(0.2, 0.8, 3, 1, 1) + 0.15 * _smooth_noise(count, drawn)
+    image = uniform(0.2, 0.8, 3, 1, 1) + 0.08 * _smooth_noise(count, drawn)
     for _ in range(_PIECES):  # parts of outlines: half of each is cut off
         kinds = torch.randint(len(CLASSES), (count,), generator=drawn)
         radius, angle = uniform(3.0, 6.0), uniform(0, 2 * math.pi)
         x, y = _turned(uniform(2, 30), uniform(2, 30), radius, angle)
         inside = _inside(x, y, kinds) * torch.sigmoid(radius[:, None, None] * 2 * x)
         image = _painted(image, inside, uniform(0.1, 0.9, 3, 1, 1))
-    radius, angle = uniform(5.0, 10.0), uniform(0, 2 * math.pi)
+    radius, angle = uniform(6.0, 12.0), uniform(0, 2 * math.pi)
     middle = [uniform(-1, 1) * (15 - radius) + 16 for _ in range(2)]
     x, y = _turned(middle[0], middle[1], radius, angle)
-    colour = uniform(0.1, 0.9, 3, 1, 1)
-    image = _painted(image, _inside(x, y, labels), colour + 0.1 * _smooth_noise(count, drawn))
-    image = image + 0.06 * torch.randn(image.shape, generator=drawn)
+    brighter = torch.where(image.mean((1, 2, 3)) < 0.5, 0.3, -0.3)[:, None, None, None]
+    colour = uniform(0.2, 0.8, 3, 1, 1) + brighter
+    image = _painted(image, _inside(x, y, labels), colour + 0.08 * _smooth_noise(count, drawn))
+    image = image + 0.03 * torch.randn(image.shape, generator=drawn)
     return (image.clamp(0, 1) * 255).round().to(torch.uint8), labels
 
 

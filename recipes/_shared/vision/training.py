@@ -198,6 +198,11 @@ def evaluate(
     return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
 
+def rounded(scores: Tensor) -> list[float]:
+    """Returns the scores for a file."""
+    return [round(one, 4) for one in scores.tolist()]
+
+
 # Checkpoints
 
 

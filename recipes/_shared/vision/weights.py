@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,3 +35,22 @@ def load_weights(path: Path, net: nn.Module) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"weights {path}: of another network ({reason}).") from error
+
+
+def ship(source: Path, target: Path) -> None:
+    """Writes trained weights as fp16, half as large; raises InputError where they must stay here.
+
+    python -m edgeport_recipes._shared.vision.weights SOURCE TARGET
+    """
+    from edgeport_recipes._shared.vision.tasks import find_task
+
+    config = read_config(source)
+    task = find_task(str(config.get("task")))
+    if task.restricted:
+        raise InputError(f"{source}: trained on {task.name}, which may not be passed on; keep it.")
+    tensors = {name: value.half() for name, value in load_tensors(source).items()}
+    save_tensors(target, tensors, config)
+
+
+if __name__ == "__main__":
+    ship(*map(Path, sys.argv[1:]))

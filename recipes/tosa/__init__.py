@@ -1,0 +1,1 @@
+"""ToSA: token selective attention."""

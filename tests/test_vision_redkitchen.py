@@ -12,7 +12,7 @@ from edgeport_recipes._shared.vision import redkitchen
 from edgeport_recipes._shared.vision.tasks import find_task
 
 from edgeport.errors import InputError
-from tests.support import needs_pillow
+from support import needs_pillow
 
 pytestmark = needs_pillow
 

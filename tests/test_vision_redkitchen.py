@@ -10,9 +10,9 @@ import pytest
 import torch
 from edgeport_recipes._shared.vision import redkitchen
 from edgeport_recipes._shared.vision.tasks import find_task
+from support import needs_pillow
 
 from edgeport.errors import InputError
-from support import needs_pillow
 
 pytestmark = needs_pillow
 

@@ -1,7 +1,8 @@
 """Monocular depth of one real room: 120 RGB-D frames of RedKitchen (7-Scenes), in EDGEPORT_DATA.
 
 The test part is the end of the sequence: the same room, from 0.1 to 0.4 m and 7 to 17 degrees away
-from any training frame. So a score says how well this room is known, not rooms. The licence is for research only, so weights trained on it are not redistributed.
+from any training frame. So a score says how well this room is known, not rooms. The licence is for
+research only: weights trained on it are not redistributed.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ def train(
     }
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     how = {
-        "command": f"python -m edgeport_recipes.padre.train --task {task.name} --arm {config.mixer} --seed {seed}"
-        f" --kernel {config.kernel} --epochs {budget.epochs} --rate {budget.rate:g}",
+        "command": "python -m edgeport_recipes.padre.train"
+        f" --task {task.name} --arm {config.mixer} --seed {seed} --kernel {config.kernel} --epochs {budget.epochs} --rate {budget.rate:g}",
         "budget": asdict(budget),
         "data": task.name,
         "date": today,

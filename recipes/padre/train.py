@@ -69,7 +69,8 @@ def train(
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     how = {
         "command": "python -m edgeport_recipes.padre.train"
-        f" --task {task.name} --arm {config.mixer} --seed {seed} --kernel {config.kernel} --epochs {budget.epochs} --rate {budget.rate:g}",
+        f" --task {task.name} --arm {config.mixer} --kernel {config.kernel} --seed {seed}"
+        f" --epochs {budget.epochs} --rate {budget.rate:g}",
         "budget": asdict(budget),
         "data": task.name,
         "date": today,

@@ -24,6 +24,7 @@ CHUNK = 250
 """Images cast at once: some 100 MB."""
 
 Array = NDArray[np.float32]
+Bound = float | tuple[float, ...] | Array
 Generator = np.random.Generator
 
 
@@ -113,11 +114,11 @@ def _draw(rng: Generator, count: int) -> tuple[NDArray[np.uint8], Array]:
     return images, hits.depth.reshape(shape)
 
 
-def _uniform(rng: Generator, shape: tuple[int, ...], low: object, high: object) -> Array:
+def _uniform(rng: Generator, shape: tuple[int, ...], low: Bound, high: Bound) -> Array:
     return rng.uniform(low, high, shape).astype(np.float32)
 
 
-def _spread(rng: Generator, shape: tuple[int, ...], low: object, high: object) -> Array:
+def _spread(rng: Generator, shape: tuple[int, ...], low: Bound, high: Bound) -> Array:
     """Draws uniformly in the logarithm."""
     return np.exp(_uniform(rng, shape, np.log(low), np.log(high)))
 

@@ -50,14 +50,19 @@ def trained(task: str, arm: str) -> list[Path]:
     return sorted(Path(folder, task).glob(f"{arm}-seed*/weights.safetensors"))
 
 
-def of_task(task: str, arms: dict[str, list[Path]]) -> Iterator[Measurement]:
-    """Yields the measurements of one task; none where a file or the task's data is not there."""
+def of_task(
+    task: str, arms: dict[str, list[Path]], limit: int | None = None
+) -> Iterator[Measurement]:
+    """Yields the measurements of one task, on at most `limit` test images.
+
+    None where a file or the task's data is not there.
+    """
     if not all(files and all(file.is_file() for file in files) for files in arms.values()):
         return
     if find_task(task).restricted and not os.environ.get("EDGEPORT_DATA"):
         return
     metric = find_task(task).metric
-    scores = {arm: average(files) for arm, files in arms.items()}
+    scores = {arm: average(files, limit) for arm, files in arms.items()}
     for arm, each in scores.items():
         yield mean_score(f"{metric}:{task}, {arm}", each)
     yield points_lost(f"{metric}_loss:{task}", scores[BASELINE], scores[OURS])
@@ -65,14 +70,14 @@ def of_task(task: str, arms: dict[str, list[Path]]) -> Iterator[Measurement]:
         yield points_lost(f"{metric}_of_mixing:{task}", scores[BASELINE], scores[WITHOUT])
 
 
-def average(files: list[Path]) -> Tensor:
+def average(files: list[Path], limit: int | None) -> Tensor:
     """Returns the score of every test image, averaged over the files' networks."""
-    return torch.stack([scores_of(file) for file in files]).mean(0)
+    return torch.stack([scores_of(file, limit) for file in files]).mean(0)
 
 
-def scores_of(file: Path) -> Tensor:
+def scores_of(file: Path, limit: int | None) -> Tensor:
     """Returns the score of every test image of the file's task."""
     config = open_config(file)
     net, task = new_net(config, 0), find_task(config.task)
     load_weights(file, net)
-    return training.evaluate(net, task)[task.metric]
+    return training.evaluate(net, task, limit=limit)[task.metric]

@@ -10,7 +10,7 @@ from edgeport_recipes._shared.vision.weights import read_config
 
 from edgeport.errors import InputError
 
-UNTRAINED = "untrained"
+UNTRAINED = "none"
 HEADS = ("pooled", "dense")
 
 
@@ -69,8 +69,6 @@ ARMS = {
 }
 """The arms that train.py trains, and the variant of the model that each one is."""
 
-SAME_WEIGHTS = {"onehot": "topk"}  # another form of the same network
-
 
 @dataclass(frozen=True)
 class Config:
@@ -103,7 +101,7 @@ def open_config(path: Path) -> Config:
 
 def find_weights(variant: str, weights: str) -> Path:
     """Returns the file: `weights` is a path, or the name of a task with weights of ours."""
-    arm = "tosa" if variant in ("topk", "onehot") else variant
+    arm = "tosa" if variant == "topk" else variant
     shipped = SHIPPED / f"{weights}-{arm}.safetensors"
     if shipped.exists():
         return shipped

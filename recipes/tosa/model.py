@@ -15,7 +15,9 @@ from edgeport_recipes.tosa.configs import UNTRAINED, Shape
 from torch import Tensor, nn
 
 from edgeport.errors import InputError
-from edgeport.rewrites.token_selection import OneHotTokens, TopKTokens
+from edgeport.rewrites.token_selection import TopKTokens, replace_top_k
+
+RANKS = {"int32": torch.int32, "float32": torch.float32}
 
 # The ordinary transformer
 
@@ -142,7 +144,14 @@ class Selector(nn.Module):
         return F.log_softmax(self.predicted_logits(logits), -1)
 
     def predicted_logits(self, logits: Tensor) -> Tensor:
-        return self.conv2(F.relu(self.conv1(logits)))
+        """Returns the predicted logits, less what is the same for all keys of a query.
+
+        The convolutions are written as products: for two or three channels, onnxruntime's own take
+        longer than the layers. Softmax does not see the second one's bias.
+        """
+        points = logits.flatten(2)
+        inner = self.conv1.weight.flatten(1) @ points + self.conv1.bias[:, None]
+        return (self.conv2.weight.flatten(1) @ F.relu(inner)).reshape(logits.shape)
 
     def forward(self, logits: Tensor) -> Tensor:
         """Returns the scores `B x N`."""
@@ -175,7 +184,7 @@ class RandomScores(nn.Module):
 
 def received(logits: Tensor) -> Tensor:
     """Returns how much attention each token receives of all queries and heads, `B x N`."""
-    return logits.softmax(-1).sum((1, 2))
+    return logits.softmax(-1).sum(2).sum(1)
 
 
 class SelectiveTransformer(VisionTransformer):
@@ -184,11 +193,11 @@ class SelectiveTransformer(VisionTransformer):
     `scorers` give scores `B x N` from the logits of the layer before, one for each pair.
     """
 
-    def __init__(self, shape: Shape, scorers: Sequence[nn.Module], form: type[TopKTokens]) -> None:
+    def __init__(self, shape: Shape, scorers: Sequence[nn.Module]) -> None:
         super().__init__(shape)
         self.scorers = nn.ModuleList(scorers)
         for at in range(1, shape.depth, 2):
-            self.layers[at] = form(self.layers[at], shape.kept)
+            self.layers[at] = TopKTokens(self.layers[at], shape.kept)
 
     def encode(self, x: Tensor) -> Tensor:
         for normal, scorer, selective in self.pairs():
@@ -220,17 +229,26 @@ def onehot(seed: int = 0, **options: int | float | str) -> nn.Module:
 
 
 def build(
-    variant: str, seed: int, *, weights: str = UNTRAINED, **sizes: int | float | str
+    variant: str,
+    seed: int,
+    *,
+    trained: str = UNTRAINED,
+    ranks: str = "int32",
+    **sizes: int | float | str,
 ) -> nn.Module:
     """Returns the net of `Shape(**sizes)` in eval mode with weights that follow from `seed`.
 
-    With `weights` it is a trained net and has the shape of its file; see `trained.load`. Raises
-    InputError for an unknown variant and for sizes of which no net can be built.
+    With `trained` it is a trained net and has the shape of its file; see `trained.load`. `ranks` is
+    the type that the one-hot form counts in. Raises InputError for an unknown variant and for sizes
+    of which no net can be built.
     """
-    if weights != UNTRAINED:
+    if variant == "onehot":  # the same network, so the same weights
+        topk = build("topk", seed, trained=trained, **sizes)
+        return replace_top_k(topk, RANKS[ranks])
+    if trained != UNTRAINED:
         from edgeport_recipes.tosa.trained import load
 
-        return load(variant, weights)
+        return load(variant, trained)
     shape = Shape(**sizes)
     shape.check()
     with torch.random.fork_rng(devices=[]):
@@ -246,14 +264,13 @@ def make(variant: str, shape: Shape, seed: int) -> VisionTransformer:
     from edgeport_recipes.tosa.rivals import DroppingTransformer, MergingTransformer
 
     pairs = range(shape.depth // 2)
-    if variant in ("topk", "onehot"):
-        form = OneHotTokens if variant == "onehot" else TopKTokens
-        return SelectiveTransformer(shape, [Selector(shape.heads) for _ in pairs], form)
+    if variant == "topk":
+        return SelectiveTransformer(shape, [Selector(shape.heads) for _ in pairs])
     if variant == "copy":
-        return SelectiveTransformer(shape, [CopyScores() for _ in pairs], TopKTokens)
+        return SelectiveTransformer(shape, [CopyScores() for _ in pairs])
     if variant == "random":
         scorers = [RandomScores(shape.tokens, 1000 * seed + pair) for pair in pairs]
-        return SelectiveTransformer(shape, scorers, TopKTokens)
+        return SelectiveTransformer(shape, scorers)
     others = {"full": VisionTransformer, "drop": DroppingTransformer, "merge": MergingTransformer}
     if variant not in others:
         raise InputError(f"tosa: unknown variant {variant!r}; give one of {', '.join(VARIANTS)}.")

@@ -16,12 +16,14 @@ from edgeport_recipes._shared.vision.classes import loss, score
 from edgeport_recipes._shared.vision.tasks import Split, Task
 from edgeport_recipes._shared.vision.training import Budget, Progress
 from edgeport_recipes.padre import distillation
+from edgeport_recipes.padre.attention import Attention
 from edgeport_recipes.padre.distil import main, open_net, parse_grid
 from edgeport_recipes.padre.distillation import Plan, distil
+from edgeport_recipes.padre.warm_start import start_from
 from torch import Tensor, nn
 
 from edgeport.errors import InputError
-from edgeport.rewrites.padre import PADRe, PADReTokens
+from edgeport.rewrites.padre import PADRe, PADReTokens, replace_attention
 
 NET = '''
 import torch
@@ -102,7 +104,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def test_every_layers_error_falls_and_then_the_net_answers_better(
     teacher: nn.Module, task: Task, tmp_path: Path
 ) -> None:
-    found = distil(teacher, task, PLAN, tmp_path / "out")
+    found = distil(teacher, task, replace(PLAN, warm=False), tmp_path / "out")
     assert found["teacher"]["top1"] == 1
     points = {(one["stage"], one["step"]): one for one in found["curve"]}
     assert list(points) == [
@@ -253,6 +255,69 @@ def test_a_pooled_prefix_is_linear_in_the_mean_of_the_mixed_grid_and_in_itself()
 def test_a_prefix_that_cannot_be_carried(given: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         PADReTokens(6, 2, 3, (2, 3), **given)
+
+
+# The start
+
+
+class Projected(nn.Module):
+    """Attention as timm writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(8, 24, bias=False), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).chunk(3, 2)
+        mixed: Tensor = self.proj(F.scaled_dot_product_attention(query, key, value))
+        return mixed
+
+
+class Multihead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        nn.init.normal_(self.attention.in_proj_bias)
+        nn.init.normal_(self.attention.out_proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]
+
+
+@pytest.mark.parametrize("kind", [Projected, Multihead, Attention])
+def test_where_all_tokens_are_equal_a_warm_start_gives_what_attention_gives(kind: type) -> None:
+    torch.manual_seed(0)
+    attention = Attention(8, 2) if kind is Attention else kind()
+    found = replace_attention(attention, degree=3, kernel=3, grid=(5, 5))
+    (path,) = found.replaced
+    mixer = found.model.get_submodule(path)
+    start_from(mixer, attention.get_submodule(path))
+    for module in mixer.modules():
+        if isinstance(module, PADRe):
+            for factor in list(module.branches)[1:]:
+                nn.init.zeros_(factor.tokens.weight)  # exactly 1, not near it
+    token = torch.randn(1, 8, 1, 1)
+    image = token.expand(1, 8, 5, 5)
+    x = image if kind is Attention else image.flatten(2).transpose(1, 2)
+    with torch.no_grad():
+        wanted, given = attention(x), found.model(x)
+    if kind is Attention:
+        torch.testing.assert_close(given[..., 1:4, 1:4], wanted[..., 1:4, 1:4])
+    else:
+        torch.testing.assert_close(given[:, 12], wanted[:, 12])  # the middle of the grid
+
+
+def test_a_warm_start_is_nearer_to_the_attention_than_drawn_weights(
+    teacher: nn.Module, task: Task
+) -> None:
+    images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for warm in (True, False):
+        student, pairs = distillation.put_in(teacher, task, replace(PLAN, warm=warm))
+        with torch.no_grad():
+            errors.append(distillation.layer_errors(teacher, pairs, images, 1))
+        assert all(one.requires_grad for one in student.parameters())
+    assert (errors[0] < 0.5 * errors[1]).all()
 
 
 # The command

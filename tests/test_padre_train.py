@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from edgeport_recipes._shared.vision.tasks import find_task
+from edgeport_recipes._shared.vision.trained import users_files
 from edgeport_recipes._shared.vision.weights import ship
 from edgeport_recipes.padre import evaluate, model, recipe, trained
 from edgeport_recipes.padre.controls import Convolutions, LocalAttention, NoMixing
@@ -161,9 +162,9 @@ def test_weights_of_the_users_own_are_measured_for_every_seed(
         for arm in ("attention", "padre3"):
             smoke(tmp_path, "--arm", arm, "--seed", str(seed))
     monkeypatch.delenv("EDGEPORT_TRAINED", raising=False)
-    assert evaluate.trained("shapes", "padre3") == []
+    assert users_files("shapes", "padre3") == []
     monkeypatch.setenv("EDGEPORT_TRAINED", str(tmp_path))
-    arms = {arm: evaluate.trained("shapes", arm) for arm in ("attention", "padre3")}
+    arms = {arm: users_files("shapes", arm) for arm in ("attention", "padre3")}
     assert [len(files) for files in arms.values()] == [2, 2]
     found = {one.metric: one.value for one in evaluate.of_task("shapes", arms, 200)}
     lost = 100 * (found["top1:shapes, attention"] - found["top1:shapes, padre3"])

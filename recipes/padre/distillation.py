@@ -20,6 +20,7 @@ from edgeport_recipes._shared.tensors import check_origin
 from edgeport_recipes._shared.vision.tasks import Targets, Task
 from edgeport_recipes._shared.vision.training import Budget, Loss, Report, evaluate, fit
 from edgeport_recipes._shared.vision.weights import save_weights
+from edgeport_recipes.padre.warm_start import start_from
 from torch import Tensor, nn
 
 from edgeport.errors import InputError
@@ -46,6 +47,7 @@ class Plan:
     grid: tuple[int, int]
     prefix_tokens: int = 0
     prefix: Prefix = "pool"
+    warm: bool = True
     seed: int = 0
     layers: Budget = LAYERS
     whole: Budget = WHOLE
@@ -54,7 +56,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pair:
-    """One attention of the trained net, and the untrained mixer that stands for it in the copy."""
+    """One attention of the trained net, and the mixer that stands for it in the copy."""
 
     path: str
     attention: nn.Module
@@ -146,6 +148,7 @@ def without_dropout(net: nn.Module) -> nn.Module:
 def put_in(teacher: nn.Module, task: Task, plan: Plan) -> tuple[nn.Module, tuple[Pair, ...]]:
     """Returns a copy of the net with PADRe for every self-attention, and what stands for what.
 
+    With `plan.warm` each starts from the values that its attention projects; see `start_from`.
     Raises InputError where one attention cannot be replaced, or where there is none.
     """
     image = torch.zeros(1, 3, task.side, task.side)
@@ -169,6 +172,9 @@ def put_in(teacher: nn.Module, task: Task, plan: Plan) -> tuple[nn.Module, tuple
         )
         for path in found.replaced
     }
+    if plan.warm:
+        for pair in pairs.values():
+            start_from(pair.mixer, pair.attention)
     found.model.requires_grad_(True)
     return found.model, tuple(pairs.values())
 

@@ -14,6 +14,7 @@ import torch
 from edgeport_recipes._shared.vision import training
 from edgeport_recipes._shared.vision.scores import mean_score, points_lost
 from edgeport_recipes._shared.vision.tasks import find_task
+from edgeport_recipes._shared.vision.trained import shipped_files, users_files
 from edgeport_recipes._shared.vision.weights import load_weights
 from edgeport_recipes.padre.trained import SHIPPED, new_net, open_config
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 from edgeport.types import Measurement
 
 BASELINE, OURS, WITHOUT = "attention", "padre3", "none"
-OTHERS = "cifar10"
+GENERATED, RESTRICTED = ("shapes", "boxes"), "cifar10"
 
 
 def measure() -> tuple[Measurement, ...]:
@@ -30,24 +31,10 @@ def measure() -> tuple[Measurement, ...]:
     And what attention gains over a net that mixes no tokens: where that is little, the rest proves
     nothing.
     """
-    generated = [
-        one
-        for task in ("shapes", "boxes")
-        for one in of_task(task, {arm: [shipped(task, arm)] for arm in (BASELINE, OURS, WITHOUT)})
-    ]
-    return (*generated, *of_task(OTHERS, {arm: trained(OTHERS, arm) for arm in (BASELINE, OURS)}))
-
-
-def shipped(task: str, arm: str) -> Path:
-    """Returns the file of weights that come with edgeport."""
-    return SHIPPED / f"{task}-{arm}.safetensors"
-
-
-def trained(task: str, arm: str) -> list[Path]:
-    """Returns the files of all seeds of an arm in the folder EDGEPORT_TRAINED."""
-    if not (folder := os.environ.get("EDGEPORT_TRAINED")):
-        return []
-    return sorted(Path(folder, task).glob(f"{arm}-seed*/weights.safetensors"))
+    arms = (BASELINE, OURS, WITHOUT)
+    ours = [(task, {arm: shipped_files(SHIPPED, task, arm) for arm in arms}) for task in GENERATED]
+    users = (RESTRICTED, {arm: users_files(RESTRICTED, arm) for arm in arms[:2]})
+    return tuple(one for task, files in (*ours, users) for one in of_task(task, files))
 
 
 def of_task(
@@ -57,9 +44,8 @@ def of_task(
 
     None where a file or the task's data is not there.
     """
-    if not all(files and all(file.is_file() for file in files) for files in arms.values()):
-        return
-    if find_task(task).restricted and not os.environ.get("EDGEPORT_DATA"):
+    unread = find_task(task).restricted and not os.environ.get("EDGEPORT_DATA")
+    if unread or not all(arms.values()):
         return
     metric = find_task(task).metric
     scores = {arm: average(files, limit) for arm, files in arms.items()}

@@ -149,13 +149,27 @@ def with_fused_nodes(module: nn.Module, feed: Mapping[str, NDArray[Any]], heads:
     one node that onnxruntime's CPU provider computes without keeping the `N x N` scores.
     """
     model = capture_module(module, feed)
-    found = [node for node in model.graph if node.op_type == "Softmax"]
-    assert found, "the exported attention has no Softmax"
+    assert fuse_attention(model, heads), "the exported attention has no Softmax"
+    return model
+
+
+def fuse_attention(model: ir.Model, heads: int) -> int:
+    """Puts such nodes into a graph and returns how many; where anything else reads the scores, as a
+    selector of tokens does, they have to be made, and attention stays as it is."""
+    found = [node for node in model.graph if node.op_type == "Softmax" and _is_attention(node)]
     for softmax in found:
         _fuse(model, softmax, heads)
     RemoveUnusedNodesPass()(model)
     model.opset_imports["com.microsoft"] = 1
-    return model
+    return len(found)
+
+
+def _is_attention(softmax: ir.Node) -> bool:
+    """Returns whether it stands between two products, and alone reads the scores."""
+    scores, readers = softmax.inputs[0].producer(), softmax.outputs[0].uses()
+    alone = len(readers) == 1 and len(softmax.inputs[0].uses()) == 1
+    ends = (scores, next(iter(readers)).node) if scores is not None and readers else ()
+    return alone and len(ends) == 2 and all(node.op_type == "MatMul" for node in ends)
 
 
 def _fuse(model: ir.Model, softmax: ir.Node, heads: int) -> None:

@@ -143,7 +143,7 @@ def _ncnn(path: Path, threads: int) -> Bind:
     return bind
 
 
-_LOADERS: dict[str, Callable[[Path, int], Bind]] = {
+LOADERS: dict[str, Callable[[Path, int], Bind]] = {
     "onnx": _onnx,
     "tflite": _tflite,
     "executorch": _executorch,
@@ -164,7 +164,7 @@ _MODULES = {
 
 def _load(request: Request, environment: dict[str, str]) -> Bind:
     del environment  # the processor says it all
-    return _LOADERS[request.runtime](Path(request.model), request.threads)
+    return LOADERS[request.runtime](Path(request.model), request.threads)
 
 
 def _modules_of(kind: str) -> Sequence[str]:

@@ -70,6 +70,13 @@ ARMS = {
 """The arms that train.py trains, and the variant of the model that each one is."""
 
 
+BASELINE, OURS = "full_longer", "tosa"
+"""The arms that claims compare: what is fine-tuned is held to a full network trained as long."""
+
+ARM_OF = {"full": BASELINE, "topk": OURS}
+"""The arm whose weights come with edgeport, by variant."""
+
+
 @dataclass(frozen=True)
 class Config:
     """What a trained net is, beside its weights."""
@@ -101,7 +108,7 @@ def open_config(path: Path) -> Config:
 
 def find_weights(variant: str, weights: str) -> Path:
     """Returns the file: `weights` is a path, or the name of a task with weights of ours."""
-    arm = "tosa" if variant == "topk" else variant
+    arm = ARM_OF.get(variant, variant)
     shipped = SHIPPED / f"{weights}-{arm}.safetensors"
     if shipped.exists():
         return shipped

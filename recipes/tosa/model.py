@@ -125,14 +125,17 @@ class Selector(nn.Module):
     """Predicts the attention of the next layer from the logits of this one, point by point.
 
     Two convolutions of kernel 1 over `B x heads x N x N`, heads -> 2 heads -> heads, with a ReLU
-    between. It starts as the identity, relu(x) - relu(-x) = x: before training it copies this
-    layer's attention.
+    between.
     """
 
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(heads, 2 * heads, 1), nn.Conv2d(2 * heads, heads, 1)
-        unit = torch.eye(heads)
+
+    def start_as_copy(self) -> None:
+        """Makes it the identity, relu(x) - relu(-x) = x, from which training starts: it then
+        predicts that the next layer attends as this one does."""
+        unit = torch.eye(self.conv2.out_channels)
         with torch.no_grad():
             self.conv1.weight.copy_(torch.cat([unit, -unit])[:, :, None, None])
             self.conv2.weight.copy_(torch.cat([unit, -unit], 1)[:, :, None, None])
@@ -280,11 +283,20 @@ def make(variant: str, shape: Shape, seed: int) -> VisionTransformer:
 VARIANTS = ("full", "topk", "onehot", "copy", "random", "drop", "merge")
 
 
-def initialise(net: nn.Module) -> None:
-    """Gives linear layers and patches weights that keep the variance, and the position the loudness
-    of the features: at the usual 0.02 an error in it would hide below the tolerances."""
+def initialise(net: VisionTransformer) -> None:
+    """Gives every layer weights that keep the variance, and the position the loudness of the
+    features: at the usual 0.02 an error in it would hide below the tolerances."""
     for module in net.modules():
         if isinstance(module, nn.Linear) or module is net.patches:
-            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            nn.init.zeros_(module.bias)
+            keep_variance(module)
     nn.init.trunc_normal_(net.position, std=0.5)
+    for module in net.modules():  # last, so that all variants of a seed share the rest
+        if isinstance(module, Selector):
+            keep_variance(module.conv1, 2**0.5)
+            keep_variance(module.conv2)
+
+
+def keep_variance(module: nn.Module, gain: float = 1.0) -> None:
+    """Draws weights of deviation gain / sqrt(inputs) and sets the bias to zero."""
+    nn.init.normal_(module.weight, std=gain * module.weight[0].numel() ** -0.5)
+    nn.init.zeros_(module.bias)

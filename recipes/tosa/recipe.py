@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from edgeport_recipes.tosa.claims import CLAIMS
 from edgeport_recipes.tosa.configs import UNTRAINED, Shape, config_of
 
 from edgeport.types import Option, Recipe, TensorSpec
@@ -51,5 +52,8 @@ RECIPE = Recipe(
         ("one pair of layers, 1,024 tokens", MappingProxyType({"grid": 32, "depth": 2})),
     ),
     check=MappingProxyType({"device": "s24", "precision": "w8a16"}),
-    tolerance_db=MappingProxyType({"float": 40.0, "w8a16": 30.0, "w8a8": 20.0}),
+    claims=CLAIMS,
+    evaluate="edgeport_recipes.tosa.evaluate:measure",
+    # A score that is rounded may let another token pass, all of whose features are then others.
+    tolerance_db=MappingProxyType({"float": 30.0, "w8a16": 20.0, "w8a8": 15.0}),
 )

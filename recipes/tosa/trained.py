@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from edgeport_recipes._shared import images
 from edgeport_recipes._shared.vision.tasks import Task, find_task
-from edgeport_recipes._shared.vision.weights import load_weights, save_weights
+from edgeport_recipes._shared.vision.weights import load_weights, read_config, save_weights
 from edgeport_recipes.tosa.configs import (
     ARMS,
+    SHIPPED,
     UNTRAINED,
     Config,
     config_of,
     find_weights,
     open_config,
 )
-from edgeport_recipes.tosa.model import VisionTransformer, build
+from edgeport_recipes.tosa.model import Selector, VisionTransformer, build
 from numpy.typing import NDArray
 from torch import nn
 
@@ -34,12 +35,24 @@ def new_net(config: Config) -> VisionTransformer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         nn.init.trunc_normal_(net.position, std=0.02)
+    for module in net.modules():
+        if isinstance(module, Selector):
+            module.start_as_copy()
     return net
 
 
 def save(path: Path, net: VisionTransformer, config: Config, made: Mapping[str, Any]) -> None:
     """Replaces the file with the net's weights, its configuration and how they were made."""
     save_weights(path, net, {**config.to_dict(), "made": dict(made)})
+
+
+def ship(file: Path, folder: Path = SHIPPED) -> Path:
+    """Writes the weights of a file of train.py to the folder of those that come with edgeport, in
+    16-bit floats: half the bytes."""
+    config, net = open_config(file), load_file(file)
+    path = folder / f"{config.task}-{config.arm}.safetensors"
+    save(path, net.half(), config, read_config(file)["made"])
+    return path
 
 
 def load_file(path: Path) -> VisionTransformer:

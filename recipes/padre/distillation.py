@@ -77,6 +77,7 @@ def distil(
     """Returns what metrics.json holds: scores over steps, and the error of each layer.
 
     `origin` tells runs of other trained nets apart; `limit` is how many test images are scored.
+    The seconds of the second stage contain those of its scores.
     Raises InputError where an attention cannot be replaced, for a folder that holds another run,
     or this one without `resume`, and where a loss is not finite.
     """
@@ -140,7 +141,7 @@ def without_dropout(net: nn.Module) -> nn.Module:
     """
     net = copy.deepcopy(net).eval()
     for module in net.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     return net
 

@@ -6,6 +6,7 @@ shape is larger than a cell, so a cell by itself sees neither the class nor the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -50,7 +51,12 @@ def data(part: Part, seed: int) -> Split:
 
     `classes` is `n x 4`, -1 where there is no shape; the test part is that of any seed.
     """
-    return generate(COUNTS[part], [2, 0] if part == "test" else [1, seed])
+    return _made(COUNTS[part], *((2, 0) if part == "test" else (1, seed)))
+
+
+@functools.lru_cache(maxsize=2)
+def _made(count: int, *seed: int) -> Split:
+    return generate(count, list(seed))
 
 
 def generate(count: int, seed: int | list[int]) -> Split:

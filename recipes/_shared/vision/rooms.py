@@ -6,6 +6,7 @@ metric scale is in where walls meet the floor and the ceiling, patches away. Met
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +85,12 @@ class Looks:
 
 def data(part: Part, seed: int) -> Split:
     """Returns images and `depth` in metres, `n x 32 x 32`; the test part is that of any seed."""
-    return generate(COUNTS[part], [2, 0] if part == "test" else [1, seed])
+    return _made(COUNTS[part], *((2, 0) if part == "test" else (1, seed)))
+
+
+@functools.lru_cache(maxsize=2)
+def _made(count: int, *seed: int) -> Split:
+    return generate(count, list(seed))
 
 
 def generate(count: int, seed: int | list[int]) -> Split:

@@ -272,7 +272,7 @@ def test_a_selector_that_costs_more_than_it_saves_leaves_the_rivals_their_tokens
 def test_options_of_which_no_net_can_be_built_are_refused_in_one_line(
     options: dict[str, int | float | str], words: str
 ) -> None:
-    for build in (model.topk, model.onehot):
+    for build in (model.topk, model.onehot, lambda _, **given: recipe.inputs(**given)):
         with pytest.raises(InputError, match=re.escape(words)) as caught:
             build(0, **options)
         assert "\n" not in str(caught.value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -62,8 +61,7 @@ def of_task(
         return
     scores = {arm: average(files, limit) for arm, files in arms.items()}
     for arm, each in scores.items():
-        as_it_is = mean_score(f"{found.metric}:{task}, {arm}", each)
-        yield replace(as_it_is, unit="" if found.better == "less" else as_it_is.unit)
+        yield mean_score(f"{found.metric}:{task}, {arm}", each)
     if found.better == "more":
         yield points_lost(f"{found.metric}_loss:{task}", scores[BASELINE], scores[OURS])
     else:

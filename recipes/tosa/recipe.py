@@ -11,10 +11,11 @@ from edgeport.types import Option, Recipe, TensorSpec
 
 
 def inputs(
-    grid: int = 14, patch: int = 16, trained: str = UNTRAINED, **_others: object
+    trained: str = UNTRAINED, ranks: str = "int32", **sizes: int | float | str
 ) -> tuple[TensorSpec, ...]:
     """Returns the image; the file of trained weights decides its size."""
-    shape = Shape(grid, patch=patch) if trained == UNTRAINED else config_of(trained).shape
+    shape = Shape(**sizes) if trained == UNTRAINED else config_of(trained).shape
+    shape.check()
     side = shape.grid * shape.patch
     return (TensorSpec("image", "float32", (1, 3, side, side)),)
 

@@ -37,7 +37,7 @@ from edgeport.errors import EdgeportError
 
 PATCH = 4
 EPOCHS = {"cifar10": 8, "rooms": 8, "shapes": 4}
-"""Of the full network; 6 for other tasks. Longer, and more than nine of ten outlines are told apart."""
+"""Of the full network; 6 for other tasks. After more, nine of ten outlines are told apart."""
 WEIGHTS, METRICS = "weights.safetensors", "metrics.json"
 
 

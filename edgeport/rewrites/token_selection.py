@@ -82,7 +82,7 @@ class OneHotTokens(TopKTokens):
         places = torch.arange(self.count, dtype=self.ranks, device=scores.device)
         picked = ranks(scores, self.ranks).unsqueeze(1) == places.reshape(1, -1, 1)
         one_hot = picked.to(tokens.dtype)
-        passed = self.inner(one_hot @ tokens)
+        passed: Tensor = self.inner(one_hot @ tokens)
         bypass = 1 - one_hot.sum(1).unsqueeze(2)
         return one_hot.mT @ passed + bypass * tokens
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from edgeport_recipes._shared.files import read_json
 from edgeport_recipes._shared.vision.tasks import find_task
-from edgeport_recipes._shared.vision.training import Budget
 from edgeport_recipes.padre import train as padre
 from edgeport_recipes.padre.trained import Config
 from edgeport_recipes.tosa import train as tosa
@@ -46,7 +45,7 @@ class Training:
     def run(self) -> Mapping[str, Any]:
         """Returns the metrics; goes on where the run was stopped, and is quick where it is done."""
         if self.recipe == "padre":
-            config, budget = Config(self.task, self.arm), Budget(padre.EPOCHS[self.task])
+            config, budget = Config(self.task, self.arm), padre.BUDGETS.get(self.task, padre.OTHERS)
             return padre.train(config, budget, self.folder, seed=self.seed, resume=True)
         task = find_task(self.task)
         settings = tosa.Settings(epochs=tosa.EPOCHS.get(self.task, tosa.Settings.epochs))

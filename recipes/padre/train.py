@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from edgeport_recipes.padre.trained import MIXERS, Config, new_net, save
 
 from edgeport.errors import EdgeportError
 
-EPOCHS = {"cifar10": 8, "shapes": 6, "boxes": 6}
+BUDGETS = {"cifar10": Budget(8), "boxes": Budget(8, rate=2e-3)}
+OTHERS = Budget(6)
+"""Tasks without a budget of their own: the generated ones have more images."""
 SMOKE = Budget(epochs=1, batch=16, images=64)
 WEIGHTS, METRICS = "weights.safetensors", "metrics.json"
 
@@ -84,8 +86,12 @@ def train(
 @click.option("--task", type=click.Choice(sorted(TASKS)), default="shapes", show_default=True)
 @click.option("--arm", type=click.Choice(MIXERS), default="padre3", show_default=True)
 @click.option("--kernel", default=7, show_default=True, help="Side of the convolutions, odd.")
-@click.option("--epochs", type=click.IntRange(min=1), help="6; 8 for cifar10.")
-@click.option("--rate", default=Budget.rate, show_default=True, help="Highest learning rate.")
+@click.option("--epochs", type=click.IntRange(min=1), help="6; 8 for cifar10 and boxes.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Highest learning rate; 0.001, and 0.002 for boxes.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--output-dir", "-o", type=click.Path(path_type=Path), default=Path("out"))
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores by default.")
@@ -111,7 +117,7 @@ def _train_as_asked(
     arm: str,
     kernel: int,
     epochs: int | None,
-    rate: float,
+    rate: float | None,
     seed: int,
     output_dir: Path,
     threads: int | None,
@@ -120,7 +126,9 @@ def _train_as_asked(
 ) -> tuple[Path, dict[str, Any]]:
     if threads is not None:
         torch.set_num_threads(threads)
-    budget = SMOKE if smoke else Budget(epochs or EPOCHS.get(task, 6), rate=rate)
+    budget = SMOKE if smoke else BUDGETS.get(task, OTHERS)
+    given = {"epochs": epochs, "rate": rate}
+    budget = replace(budget, **{name: one for name, one in given.items() if one is not None})
     folder = output_dir / task / f"{arm}-seed{seed}"
     config = Config(task, arm, kernel=kernel)
     limit = SMOKE.images if smoke else None

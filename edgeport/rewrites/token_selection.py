@@ -56,7 +56,8 @@ class TopKTokens(nn.Module):
     def forward(self, tokens: Tensor, scores: Tensor) -> Tensor:
         self.check(tokens)
         chosen = top_tokens(scores, self.count).unsqueeze(2).expand(-1, -1, tokens.shape[2])
-        return tokens.scatter(1, chosen, self.inner(tokens.gather(1, chosen)))
+        passed: Tensor = self.inner(tokens.gather(1, chosen))
+        return tokens.scatter(1, chosen, passed)
 
     def check(self, tokens: Tensor) -> None:
         """Raises InputError where there are fewer tokens than shall pass."""
@@ -82,7 +83,7 @@ class OneHotTokens(TopKTokens):
         places = torch.arange(self.count, dtype=self.ranks, device=scores.device)
         picked = ranks(scores, self.ranks).unsqueeze(1) == places.reshape(1, -1, 1)
         one_hot = picked.to(tokens.dtype)
-        passed = self.inner(one_hot @ tokens)
+        passed: Tensor = self.inner(one_hot @ tokens)
         bypass = 1 - one_hot.sum(1).unsqueeze(2)
         return one_hot.mT @ passed + bypass * tokens
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from edgeport_recipes._shared.vision.tasks import find_task
+from edgeport_recipes._shared.vision.trained import users_files
 from edgeport_recipes._shared.vision.weights import save_weights
 from edgeport_recipes.tosa import cost, evaluate, model, recipe, selection, train, trained
 from edgeport_recipes.tosa.configs import ARMS, Config, Shape, config_of, open_config
@@ -205,9 +206,9 @@ def test_weights_of_the_users_own_are_measured(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EDGEPORT_TRAINED", raising=False)
-    assert evaluate.trained("shapes", "tosa") == []
+    assert users_files("shapes", "tosa") == []
     monkeypatch.setenv("EDGEPORT_TRAINED", str(folder.parent))
-    arms = {arm: evaluate.trained("shapes", arm) for arm in ("full_longer", "tosa")}
+    arms = {arm: users_files("shapes", arm) for arm in ("full_longer", "tosa")}
     assert [len(files) for files in arms.values()] == [1, 1]
     found = {one.metric: one for one in evaluate.of_task("shapes", arms, 200)}
     scores = [found[f"top1:shapes, {arm}"].value for arm in arms]

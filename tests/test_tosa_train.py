@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from edgeport_recipes._shared.vision.tasks import find_task
+from edgeport_recipes._shared.vision.trained import users_files
 from edgeport_recipes._shared.vision.weights import save_weights
 from edgeport_recipes.tosa import cost, evaluate, model, recipe, selection, train, trained
 from edgeport_recipes.tosa.configs import ARMS, Config, Shape, config_of, open_config
@@ -205,16 +206,16 @@ def test_weights_of_the_users_own_are_measured(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EDGEPORT_TRAINED", raising=False)
-    assert evaluate.trained("shapes", "tosa") == []
+    assert users_files("shapes", "tosa") == []
     monkeypatch.setenv("EDGEPORT_TRAINED", str(folder.parent))
-    arms = {arm: evaluate.trained("shapes", arm) for arm in ("full_longer", "tosa")}
+    arms = {arm: users_files("shapes", arm) for arm in ("full_longer", "tosa")}
     assert [len(files) for files in arms.values()] == [1, 1]
     found = {one.metric: one for one in evaluate.of_task("shapes", arms, 200)}
     scores = [found[f"top1:shapes, {arm}"].value for arm in arms]
     assert found["top1_loss:shapes"].value == pytest.approx(100 * (scores[0] - scores[1]), abs=1e-6)
     shape = open_config(arms["tosa"][0]).shape
-    for form in ("topk", "onehot"):
-        saved = found[f"macs_saving:shapes, {form}"]
+    for metric, form in (("macs_saving", "topk"), ("macs_saving_onehot", "onehot")):
+        saved = found[f"{metric}:shapes"]
         assert saved.value == 100 * cost.saving(form, shape) and saved.provenance == "host"
     net = trained.load_file(arms["tosa"][0])
     assert isinstance(net, model.SelectiveTransformer)
@@ -247,5 +248,5 @@ def test_a_depth_error_is_compared_in_percent(
 def test_settings_name_every_stage() -> None:
     settings = train.Settings()
     shared = {stage: asdict(settings.budget(stage)) for stage in ("full", "selector", "tune")}
-    assert [one["epochs"] for one in shared.values()] == [6, 1, 3]
+    assert [one["epochs"] for one in shared.values()] == [6, 2, 4]
     assert train.EPOCHS["cifar10"] == 8

@@ -56,7 +56,8 @@ class TopKTokens(nn.Module):
     def forward(self, tokens: Tensor, scores: Tensor) -> Tensor:
         self.check(tokens)
         chosen = top_tokens(scores, self.count).unsqueeze(2).expand(-1, -1, tokens.shape[2])
-        return tokens.scatter(1, chosen, self.inner(tokens.gather(1, chosen)))
+        passed: Tensor = self.inner(tokens.gather(1, chosen))
+        return tokens.scatter(1, chosen, passed)
 
     def check(self, tokens: Tensor) -> None:
         """Raises InputError where there are fewer tokens than shall pass."""

@@ -24,7 +24,8 @@ CLAIMS = (
         ">=",
         20.0,
         ("host",),
-        "percent of the full network's, in both forms; the paper's own figure could not be read",
+        "percent of the full network's; the one-hot form gives a fifth of it back; the paper's own "
+        "figure could not be read",
     ),
     Claim(
         "top1_loss:shapes",

@@ -14,6 +14,7 @@ import torch
 from edgeport_recipes._shared.vision import training
 from edgeport_recipes._shared.vision.scores import mean_score, percent_more, points_lost
 from edgeport_recipes._shared.vision.tasks import find_task
+from edgeport_recipes._shared.vision.trained import shipped_files, users_files
 from edgeport_recipes.tosa import cost
 from edgeport_recipes.tosa.configs import BASELINE, OURS, SHIPPED, open_config
 from edgeport_recipes.tosa.model import SelectiveTransformer
@@ -32,21 +33,14 @@ OVERLAP_IMAGES = 1000
 def measure() -> tuple[Measurement, ...]:
     """Returns for each task the scores of both arms, what ToSA loses, how many multiply-accumulates
     it saves, and how many more tokens its selectors find than copying does."""
-    ours = [(task, {arm: shipped(task, arm) for arm in (BASELINE, OURS)}) for task in GENERATED]
-    users = [(task, {arm: trained(task, arm) for arm in (BASELINE, OURS)}) for task in RESTRICTED]
+    ours = [
+        (task, {arm: shipped_files(SHIPPED, task, arm) for arm in (BASELINE, OURS)})
+        for task in GENERATED
+    ]
+    users = [
+        (task, {arm: users_files(task, arm) for arm in (BASELINE, OURS)}) for task in RESTRICTED
+    ]
     return tuple(one for task, arms in (*ours, *users) for one in of_task(task, arms))
-
-
-def shipped(task: str, arm: str) -> list[Path]:
-    """Returns the file of weights that come with edgeport, if they do."""
-    return [file for file in (SHIPPED / f"{task}-{arm}.safetensors",) if file.is_file()]
-
-
-def trained(task: str, arm: str) -> list[Path]:
-    """Returns the files of all seeds of an arm below the folder EDGEPORT_TRAINED."""
-    if not (named := os.environ.get("EDGEPORT_TRAINED")):
-        return []
-    return sorted(Path(named).glob(f"**/{task}/{arm}-seed*/weights.safetensors"))
 
 
 def of_task(
@@ -82,14 +76,12 @@ def average(files: list[Path], limit: int | None) -> Tensor:
 
 
 def savings(task: str, file: Path) -> Iterator[Measurement]:
-    """Yields what each form saves of the full network's multiply-accumulates, in percent."""
+    """Yields what ToSA saves of the full network's multiply-accumulates, in percent, and what is
+    left of it in the one-hot form, whose products cost some."""
     shape = open_config(file).shape
-    for form in ("topk", "onehot"):
-        saved = 100 * cost.saving(form, shape)
-        around = environment(torch.get_num_threads())
-        yield Measurement(
-            f"macs_saving:{task}, {form}", saved, "percent", "host", environment=around
-        )
+    for metric, form in (("macs_saving", "topk"), ("macs_saving_onehot", "onehot")):
+        saved, around = 100 * cost.saving(form, shape), environment(torch.get_num_threads())
+        yield Measurement(f"{metric}:{task}", saved, "percent", "host", environment=around)
 
 
 def overlap_gain(file: Path, images: int) -> Tensor:

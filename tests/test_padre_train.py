@@ -10,8 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from edgeport_recipes._shared.vision.tasks import find_task
-from edgeport_recipes._shared.vision.trained import users_files
-from edgeport_recipes._shared.vision.weights import ship
+from edgeport_recipes._shared.vision.weights import ship, users_files
 from edgeport_recipes.padre import evaluate, model, recipe, trained
 from edgeport_recipes.padre.controls import Convolutions, LocalAttention, NoMixing
 from edgeport_recipes.padre.train import main

@@ -11,8 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from edgeport_recipes._shared.vision.tasks import find_task
-from edgeport_recipes._shared.vision.trained import users_files
-from edgeport_recipes._shared.vision.weights import save_weights
+from edgeport_recipes._shared.vision.weights import save_weights, users_files
 from edgeport_recipes.tosa import cost, evaluate, model, recipe, selection, train, trained
 from edgeport_recipes.tosa.configs import ARMS, Config, Shape, config_of, open_config
 

@@ -14,8 +14,7 @@ import torch
 from edgeport_recipes._shared.vision import training
 from edgeport_recipes._shared.vision.scores import mean_score, points_lost
 from edgeport_recipes._shared.vision.tasks import find_task
-from edgeport_recipes._shared.vision.trained import shipped_files, users_files
-from edgeport_recipes._shared.vision.weights import load_weights
+from edgeport_recipes._shared.vision.weights import load_weights, shipped_files, users_files
 from edgeport_recipes.padre.trained import SHIPPED, new_net, open_config
 from torch import Tensor
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from edgeport_recipes._shared.vision.weights import UNTRAINED
 from edgeport_recipes.padre.attention import Attention
 from torch import Tensor, nn
 
@@ -119,7 +120,7 @@ def build(
     kernel: int = 11,
     classes: int = 1000,
     part: str = "net",
-    trained: str = "untrained",
+    trained: str = UNTRAINED,
 ) -> nn.Module:
     """Returns the net, or one block of it, in eval mode with weights that follow from `seed`.
 
@@ -127,7 +128,7 @@ def build(
     maps `B x dim x grid x grid` to the same shape. Raises InputError for a grid outside 14
     to 128, heads that do not divide dim, an even kernel, an unknown part, and sizes below 1.
     """
-    if trained != "untrained":
+    if trained != UNTRAINED:
         from edgeport_recipes.padre.trained import load
 
         return load(mixer, trained, part)

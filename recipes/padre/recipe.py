@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from edgeport_recipes._shared.vision.weights import UNTRAINED
 from edgeport_recipes.padre.claims import CLAIMS
 
 from edgeport.types import Option, Recipe, TensorSpec
@@ -13,11 +14,11 @@ def inputs(
     grid: int = 14,
     dim: int = 192,
     part: str = "net",
-    trained: str = "untrained",
+    trained: str = UNTRAINED,
     **_others: object,
 ) -> tuple[TensorSpec, ...]:
     """Returns the input of the whole net (an image) or of one block (its features)."""
-    if trained != "untrained":  # train.py's nets are small
+    if trained != UNTRAINED:  # train.py's nets are small
         return (TensorSpec("image", "float32", (1, 3, 32, 32)),)
     if part == "block":
         return (TensorSpec("x", "float32", (1, dim, grid, grid)),)
@@ -47,7 +48,7 @@ RECIPE = Recipe(
         Option("kernel", 11, "side of PADRe's token-mixing convolution, odd"),
         Option("classes", 1000, "logits"),
         Option("part", "net", "the whole net, or one transformer block", ("net", "block")),
-        Option("trained", "untrained", "shapes, which are ours, or a file of train.py", path=True),
+        Option("trained", UNTRAINED, "shapes, which are ours, or a file of train.py", path=True),
     ),
     comparisons=(
         ("the net as exported", MappingProxyType({})),

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from edgeport_recipes._shared import images
+from edgeport_recipes._shared.vision.feeds import training_feeds
 from edgeport_recipes._shared.vision.tasks import find_task
-from edgeport_recipes._shared.vision.trained import (
+from edgeport_recipes._shared.vision.weights import (
     UNTRAINED,
     find_weights,
+    load_weights,
+    read_config,
+    save_weights,
     task_of,
-    training_feeds,
 )
-from edgeport_recipes._shared.vision.weights import load_weights, read_config, save_weights
 from edgeport_recipes.padre.attention import Attention
 from edgeport_recipes.padre.controls import Convolutions, LocalAttention, NoMixing
 from edgeport_recipes.padre.model import Block, VisionTransformer, initialise
@@ -138,4 +140,4 @@ def feeds(
     """Returns `count` feeds: of the task that the weights were trained for, else made-up images."""
     if trained == UNTRAINED:
         return images.feeds(specs, count, seed)
-    return training_feeds(task_of(SHIPPED, trained), specs, count, seed)
+    return training_feeds(find_task(task_of(SHIPPED, trained)), specs, count, seed)

@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from edgeport_recipes._shared.vision.weights import read_config
+from edgeport_recipes._shared.vision.weights import find_weights, read_config
 
 from edgeport.errors import InputError
 
-UNTRAINED = "none"
 HEADS = ("pooled", "dense")
 
 
@@ -106,27 +105,12 @@ def open_config(path: Path) -> Config:
     return config
 
 
-def find_weights(variant: str, weights: str) -> Path:
-    """Returns the file: `weights` is a path, or the name of a task with weights of ours."""
-    arm = ARM_OF.get(variant, variant)
-    shipped = SHIPPED / f"{weights}-{arm}.safetensors"
-    if shipped.exists():
-        return shipped
-    if not Path(weights).is_file():
-        names = ", ".join(sorted({file.stem.split("-")[0] for file in our_files()}))
-        raise InputError(
-            f"tosa: no weights {weights} of {arm}; give a file of train.py, or one of ours by its"
-            f" task: {names or 'there are none'}."
-        )
-    return Path(weights)
-
-
-def our_files() -> list[Path]:
-    """Returns the files of weights that come with edgeport."""
-    return sorted(SHIPPED.glob("*.safetensors"))
+def find_file(variant: str, trained: str) -> Path:
+    """Returns the file of a variant's weights; `trained` is a path, or a task with our files."""
+    return find_weights(SHIPPED, trained, ARM_OF.get(variant, variant))
 
 
 def config_of(weights: str) -> Config:
     """Returns the configuration of a file, or of any net that was trained for a task of ours."""
-    ours = [file for file in our_files() if file.stem.split("-")[0] == weights]
-    return open_config(ours[0] if ours else find_weights("topk", weights))
+    ours = sorted(SHIPPED.glob(f"{weights}-*.safetensors")) if weights.isidentifier() else []
+    return open_config(ours[0] if ours else find_file("topk", weights))

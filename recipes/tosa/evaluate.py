@@ -14,7 +14,7 @@ import torch
 from edgeport_recipes._shared.vision import training
 from edgeport_recipes._shared.vision.scores import mean_score, percent_more, points_lost
 from edgeport_recipes._shared.vision.tasks import find_task
-from edgeport_recipes._shared.vision.trained import shipped_files, users_files
+from edgeport_recipes._shared.vision.weights import shipped_files, users_files
 from edgeport_recipes.tosa import cost
 from edgeport_recipes.tosa.configs import BASELINE, OURS, SHIPPED, open_config
 from edgeport_recipes.tosa.model import SelectiveTransformer

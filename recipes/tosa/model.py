@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from edgeport_recipes.tosa.configs import UNTRAINED, Shape
+from edgeport_recipes._shared.vision.weights import UNTRAINED
+from edgeport_recipes.tosa.configs import Shape
 from torch import Tensor, nn
 
 from edgeport.errors import InputError

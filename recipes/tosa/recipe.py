@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from edgeport_recipes._shared.vision.weights import UNTRAINED
 from edgeport_recipes.tosa.claims import CLAIMS
-from edgeport_recipes.tosa.configs import UNTRAINED, Shape, config_of
+from edgeport_recipes.tosa.configs import Shape, config_of
 
 from edgeport.types import Option, Recipe, TensorSpec
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from edgeport_recipes._shared import images
-from edgeport_recipes._shared.vision.tasks import Task, find_task
-from edgeport_recipes._shared.vision.weights import load_weights, save_weights
+from edgeport_recipes._shared.vision.feeds import training_feeds
+from edgeport_recipes._shared.vision.tasks import find_task
+from edgeport_recipes._shared.vision.weights import UNTRAINED, load_weights, save_weights
 from edgeport_recipes.tosa.configs import (
     ARMS,
-    UNTRAINED,
     Config,
     config_of,
-    find_weights,
+    find_file,
     open_config,
 )
 from edgeport_recipes.tosa.model import Selector, VisionTransformer, build
@@ -57,7 +57,7 @@ def load(variant: str, weights: str) -> nn.Module:
 
     Raises InputError for weights of another variant.
     """
-    path = find_weights(variant, weights)
+    path = find_file(variant, weights)
     if (found := ARMS[open_config(path).arm]) != variant:
         raise InputError(f"{path}: weights of {found}; give --variant {found}.")
     return load_file(path)
@@ -76,15 +76,4 @@ def feeds(
     if trained == UNTRAINED:
         made = images.feeds(specs, count, seed)
         return [{name: image / 4 + 0.5 for name, image in one.items()} for one in made]
-    (spec,) = specs
-    return [
-        {spec.name: one} for one in training_images(find_task(config_of(trained).task), count, seed)
-    ]
-
-
-def training_images(task: Task, count: int, seed: int) -> list[NDArray[np.float32]]:
-    """Returns training images `1 x 3 x side x side` in 0..1, drawn by the seed."""
-    split = task.data("train", 0)
-    drawn = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(split.count, generator=drawn)[:count]
-    return [np.asarray(split.images[one][None].float() / 255) for one in chosen]
+    return training_feeds(find_task(config_of(trained).task), specs, count, seed)

@@ -1,7 +1,11 @@
-"""Trained weights, with what is needed to build their network beside them."""
+"""Trained weights, with what is needed to build their network beside them; imports no torch.
+
+A user names a file of train.py, or by their task the weights that come with a recipe.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +17,8 @@ from edgeport.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
+
+UNTRAINED = "untrained"
 
 
 def save_weights(path: Path, net: nn.Module, config: Mapping[str, Any]) -> None:
@@ -35,6 +41,44 @@ def load_weights(path: Path, net: nn.Module) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"weights {path}: of another network ({reason}).") from error
+
+
+def find_weights(folder: Path, weights: str, arm: str) -> Path:
+    """Returns the file of an arm: `weights` is a path, or a task with files of ours in `folder`.
+
+    Raises InputError where there is none.
+    """
+    ours = {file.stem: file for file in folder.glob("*.safetensors")}
+    if (shipped := ours.get(f"{weights}-{arm}")) is not None:
+        return shipped
+    if not Path(weights).is_file():
+        names = ", ".join(sorted({stem.split("-")[0] for stem in ours}))
+        raise InputError(
+            f"no weights {weights} of {arm}; give a file of train.py, or one of ours by its task:"
+            f" {names or 'there are none'}."
+        )
+    return Path(weights)
+
+
+def shipped_files(folder: Path, task: str, arm: str) -> list[Path]:
+    """Returns the file of weights that come with a recipe, if they do."""
+    return [file for file in (folder / f"{task}-{arm}.safetensors",) if file.is_file()]
+
+
+def users_files(task: str, arm: str) -> list[Path]:
+    """Returns the files of all seeds of an arm below the folder EDGEPORT_TRAINED."""
+    if not (folder := os.environ.get("EDGEPORT_TRAINED")):
+        return []
+    return sorted(Path(folder).glob(f"**/{task}/{arm}-seed*/weights.safetensors"))
+
+
+def task_of(folder: Path, weights: str) -> str:
+    """Returns the name of the task that the weights were trained for."""
+    ours = [file for file in folder.glob("*.safetensors") if file.stem.split("-")[0] == weights]
+    name = read_config(ours[0] if ours else Path(weights)).get("task")
+    if not isinstance(name, str):
+        raise InputError(f"weights {weights}: no file of train.py; train them again.")
+    return name
 
 
 def ship(source: Path, target: Path) -> None:

@@ -67,7 +67,7 @@ def _once(results: Results, group: str, measure: Callable[[], Sequence[Row]]) ->
 
 def _train(one: Training) -> list[Row]:
     metrics = one.run()
-    told = environment(int(metrics["threads"]))
+    threads = environment(int(metrics["threads"]))
     each = scores_of(one)
     metric = find_task(one.task).metric
     parameters = {"recipe": one.recipe, "task": one.task, "seed": one.seed}
@@ -78,14 +78,14 @@ def _train(one: Training) -> list[Row]:
     for name in ("parameters", "macs", "macs_saving"):
         if name in metrics:
             values[name] = (float(metrics[name]), "1", None)
-    for stage in ("overlap", "overlap_tuned"):
-        for name, value in metrics.get(stage, {}).get("mean", {}).items():
-            spread = bootstrap_interval(np.asarray(metrics[stage]["by_image"][name]))
-            values[f"{stage}:{name}"] = (float(value), "1", spread)
+    for stage, told_of in metrics.get("overlap", {}).items():
+        for name, value in told_of["mean"].items():
+            spread = bootstrap_interval(np.asarray(told_of["by_image"][name]))
+            values[f"overlap after {stage}:{name}"] = (float(value), "1", spread)
     return [
         Row(
             SUITE, one.group, one.arm, name, value, unit,
-            parameters={**parameters, **_budget(metrics)}, interval=interval, environment=told,
+            parameters={**parameters, **_budget(metrics)}, interval=interval, environment=threads,
         )
         for name, (value, unit, interval) in values.items()
     ]  # fmt: skip

@@ -82,7 +82,7 @@ def _measure(one: Quantized, emulated: int, budget: str) -> list[Row]:
             device=DEVICE,
             precision=one.precision,
             variant=one.variant,
-            options={"weights": str(one.weights)},
+            options={"trained": str(one.weights)},
             calib_samples=CALIBRATION_IMAGES,
         )
         cpu = sum(node.unit == "cpu" for node in made.artifact("lower", NPU).nodes)

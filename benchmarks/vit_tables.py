@@ -130,9 +130,9 @@ _OVERLAP = (
 
 def _overlaps(results: Results) -> Iterator[Sequence[str]]:
     for task in ("cifar10", "rooms", "shapes"):
-        for stage, words in (("overlap", ""), ("overlap_tuned", ", fine-tuned")):
+        for stage, words in (("selector", ""), ("tune", ", fine-tuned")):
             found = [
-                results.find(f"{stage}:{name}", "tosa", task=task)
+                results.find(f"overlap after {stage}:{name}", "tosa", task=task)
                 for name in ("selector", "copy", "random")
             ]
             cells = [_spread(rows) for rows in found]

@@ -27,17 +27,16 @@ def top_tokens(scores: Tensor, count: int) -> Tensor:
     return order[:, :count]
 
 
-def ranks(scores: Tensor) -> Tensor:
+def ranks(scores: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
     """Returns the place of each score among `B x N`, 0 for the highest, by comparisons alone.
 
-    rank_j = sum_k [s_k > s_j] + sum_{k < j} [s_k = s_j]. int32: a rank that a quantizer or a
-    16-bit float rounds is another rank.
+    rank_j = sum_k [s_k > s_j] + sum_{k < j} [s_k = s_j].
     """
     count = scores.shape[1]
     own, others = scores.unsqueeze(2), scores.unsqueeze(1)
-    earlier = torch.ones(count, count, dtype=torch.bool, device=scores.device).tril(-1)
-    ahead = (others > own) | ((others == own) & earlier)
-    return ahead.to(torch.int32).sum(2, dtype=torch.int32)
+    earlier = torch.ones(count, count, dtype=dtype, device=scores.device).tril(-1)
+    ahead = (others > own).to(dtype) + (others == own).to(dtype) * earlier
+    return ahead.sum(2, dtype=dtype)
 
 
 class TopKTokens(nn.Module):
@@ -69,20 +68,26 @@ class OneHotTokens(TopKTokens):
     """As `TopKTokens`, by matrix products: P x, then P^T f(P x) + (1 - sum_r P) x.
 
     P_{rj} = [rank_j = r] has one 1 a row, so the products copy finite values exactly. They cost
-    2 count N D multiply-accumulates more.
+    2 count N D multiply-accumulates more. `ranks` is the type to count in: int32, which no
+    quantizer rounds, or float32 for LiteRT's GPU delegate, which lacks integers; its 16-bit floats
+    count exactly to 2,048 tokens.
     """
+
+    def __init__(self, inner: nn.Module, count: int, ranks: torch.dtype = torch.int32) -> None:
+        super().__init__(inner, count)
+        self.ranks = ranks
 
     def forward(self, tokens: Tensor, scores: Tensor) -> Tensor:
         self.check(tokens)
-        places = torch.arange(self.count, dtype=torch.int32, device=scores.device)
-        picked = ranks(scores).unsqueeze(1) == places.reshape(1, -1, 1)
+        places = torch.arange(self.count, dtype=self.ranks, device=scores.device)
+        picked = ranks(scores, self.ranks).unsqueeze(1) == places.reshape(1, -1, 1)
         one_hot = picked.to(tokens.dtype)
         passed = self.inner(one_hot @ tokens)
         bypass = 1 - one_hot.sum(1).unsqueeze(2)
         return one_hot.mT @ passed + bypass * tokens
 
 
-def replace_top_k(model: nn.Module) -> nn.Module:
+def replace_top_k(model: nn.Module, ranks: torch.dtype = torch.int32) -> nn.Module:
     """Returns a copy whose every `TopKTokens` is a `OneHotTokens`; it gives the same outputs.
 
     Raises InputError where there is none.
@@ -92,7 +97,7 @@ def replace_top_k(model: nn.Module) -> nn.Module:
     for parent in reversed(list(whole.modules())):  # what is inside a selection comes first
         for name, child in parent.named_children():
             if type(child) is TopKTokens:
-                setattr(parent, name, OneHotTokens(child.inner, child.count))
+                setattr(parent, name, OneHotTokens(child.inner, child.count, ranks))
                 count += 1
     if not count:
         raise InputError("the model has no TopKTokens: nothing selects tokens in it")

@@ -82,6 +82,12 @@ def parse_grid(text: str) -> tuple[int, int]:
     help="How they are carried: pooled from the grid, or unchanged.",
 )
 @click.option(
+    "--warm/--cold",
+    default=Plan.warm,
+    show_default=True,
+    help="Start from the attention's value projection, or from drawn weights.",
+)
+@click.option(
     "--layer-epochs",
     type=click.IntRange(min=0),
     default=LAYERS.epochs,

@@ -20,6 +20,7 @@ from edgeport_recipes._shared.tensors import check_origin
 from edgeport_recipes._shared.vision.tasks import Targets, Task
 from edgeport_recipes._shared.vision.training import Budget, Loss, Report, evaluate, fit
 from edgeport_recipes._shared.vision.weights import save_weights
+from edgeport_recipes.padre.warm_start import start_from
 from torch import Tensor, nn
 
 from edgeport.errors import InputError
@@ -29,7 +30,7 @@ WEIGHTS, METRICS, CURVE = "weights.safetensors", "metrics.json", "curve.json"
 LAYER_IMAGES = 256
 """Test images over which the error of each layer is taken."""
 TEMPERATURE = 2.0
-LAYERS, WHOLE = Budget(epochs=1, rate=2e-3), Budget(epochs=2, rate=5e-4)
+LAYERS, WHOLE = Budget(epochs=1, rate=8e-3), Budget(epochs=2, rate=5e-4)
 
 Point = dict[str, Any]
 
@@ -46,6 +47,7 @@ class Plan:
     grid: tuple[int, int]
     prefix_tokens: int = 0
     prefix: Prefix = "pool"
+    warm: bool = True
     seed: int = 0
     layers: Budget = LAYERS
     whole: Budget = WHOLE
@@ -54,7 +56,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pair:
-    """One attention of the trained net, and the untrained mixer that stands for it in the copy."""
+    """One attention of the trained net, and the mixer that stands for it in the copy."""
 
     path: str
     attention: nn.Module
@@ -75,6 +77,7 @@ def distil(
     """Returns what metrics.json holds: scores over steps, and the error of each layer.
 
     `origin` tells runs of other trained nets apart; `limit` is how many test images are scored.
+    The seconds of the second stage contain those of its scores.
     Raises InputError where an attention cannot be replaced, for a folder that holds another run,
     or this one without `resume`, and where a loss is not finite.
     """
@@ -124,7 +127,7 @@ def _finish(
     }
     save_weights(folder / WEIGHTS, student, facts)
     write_json(folder / METRICS, metrics)
-    return metrics
+    return read_json(folder / METRICS)  # the same now and when it is asked for again
 
 
 def _size(net: nn.Module) -> int:
@@ -138,7 +141,7 @@ def without_dropout(net: nn.Module) -> nn.Module:
     """
     net = copy.deepcopy(net).eval()
     for module in net.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     return net
 
@@ -146,6 +149,7 @@ def without_dropout(net: nn.Module) -> nn.Module:
 def put_in(teacher: nn.Module, task: Task, plan: Plan) -> tuple[nn.Module, tuple[Pair, ...]]:
     """Returns a copy of the net with PADRe for every self-attention, and what stands for what.
 
+    With `plan.warm` each starts from the values that its attention projects; see `start_from`.
     Raises InputError where one attention cannot be replaced, or where there is none.
     """
     image = torch.zeros(1, 3, task.side, task.side)
@@ -169,6 +173,9 @@ def put_in(teacher: nn.Module, task: Task, plan: Plan) -> tuple[nn.Module, tuple
         )
         for path in found.replaced
     }
+    if plan.warm:
+        for pair in pairs.values():
+            start_from(pair.mixer, pair.attention)
     found.model.requires_grad_(True)
     return found.model, tuple(pairs.values())
 

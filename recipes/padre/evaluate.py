@@ -14,6 +14,7 @@ import torch
 from edgeport_recipes._shared.vision import training
 from edgeport_recipes._shared.vision.scores import mean_score, points_lost
 from edgeport_recipes._shared.vision.tasks import find_task
+from edgeport_recipes._shared.vision.trained import shipped_files, users_files
 from edgeport_recipes._shared.vision.weights import load_weights
 from edgeport_recipes.padre.trained import SHIPPED, new_net, open_config
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 from edgeport.types import Measurement
 
 BASELINE, OURS, WITHOUT = "attention", "padre3", "none"
-OTHERS = "cifar10"
+GENERATED, RESTRICTED = ("shapes", "boxes"), "cifar10"
 
 
 def measure() -> tuple[Measurement, ...]:
@@ -30,34 +31,24 @@ def measure() -> tuple[Measurement, ...]:
     And what attention gains over a net that mixes no tokens: where that is little, the rest proves
     nothing.
     """
-    generated = [
-        one
-        for task in ("shapes", "boxes")
-        for one in of_task(task, {arm: [shipped(task, arm)] for arm in (BASELINE, OURS, WITHOUT)})
-    ]
-    return (*generated, *of_task(OTHERS, {arm: trained(OTHERS, arm) for arm in (BASELINE, OURS)}))
+    arms = (BASELINE, OURS, WITHOUT)
+    ours = [(task, {arm: shipped_files(SHIPPED, task, arm) for arm in arms}) for task in GENERATED]
+    users = (RESTRICTED, {arm: users_files(RESTRICTED, arm) for arm in arms[:2]})
+    return tuple(one for task, files in (*ours, users) for one in of_task(task, files))
 
 
-def shipped(task: str, arm: str) -> Path:
-    """Returns the file of weights that come with edgeport."""
-    return SHIPPED / f"{task}-{arm}.safetensors"
+def of_task(
+    task: str, arms: dict[str, list[Path]], limit: int | None = None
+) -> Iterator[Measurement]:
+    """Yields the measurements of one task, on at most `limit` test images.
 
-
-def trained(task: str, arm: str) -> list[Path]:
-    """Returns the files of all seeds of an arm in the folder EDGEPORT_TRAINED."""
-    if not (folder := os.environ.get("EDGEPORT_TRAINED")):
-        return []
-    return sorted(Path(folder, task).glob(f"{arm}-seed*/weights.safetensors"))
-
-
-def of_task(task: str, arms: dict[str, list[Path]]) -> Iterator[Measurement]:
-    """Yields the measurements of one task; none where a file or the task's data is not there."""
-    if not all(files and all(file.is_file() for file in files) for files in arms.values()):
-        return
-    if find_task(task).restricted and not os.environ.get("EDGEPORT_DATA"):
+    None where a file or the task's data is not there.
+    """
+    unread = find_task(task).restricted and not os.environ.get("EDGEPORT_DATA")
+    if unread or not all(arms.values()):
         return
     metric = find_task(task).metric
-    scores = {arm: average(files) for arm, files in arms.items()}
+    scores = {arm: average(files, limit) for arm, files in arms.items()}
     for arm, each in scores.items():
         yield mean_score(f"{metric}:{task}, {arm}", each)
     yield points_lost(f"{metric}_loss:{task}", scores[BASELINE], scores[OURS])
@@ -65,14 +56,14 @@ def of_task(task: str, arms: dict[str, list[Path]]) -> Iterator[Measurement]:
         yield points_lost(f"{metric}_of_mixing:{task}", scores[BASELINE], scores[WITHOUT])
 
 
-def average(files: list[Path]) -> Tensor:
+def average(files: list[Path], limit: int | None) -> Tensor:
     """Returns the score of every test image, averaged over the files' networks."""
-    return torch.stack([scores_of(file) for file in files]).mean(0)
+    return torch.stack([scores_of(file, limit) for file in files]).mean(0)
 
 
-def scores_of(file: Path) -> Tensor:
+def scores_of(file: Path, limit: int | None) -> Tensor:
     """Returns the score of every test image of the file's task."""
     config = open_config(file)
     net, task = new_net(config, 0), find_task(config.task)
     load_weights(file, net)
-    return training.evaluate(net, task)[task.metric]
+    return training.evaluate(net, task, limit=limit)[task.metric]

@@ -119,18 +119,18 @@ def build(
     kernel: int = 11,
     classes: int = 1000,
     part: str = "net",
-    weights: str = "untrained",
+    trained: str = "untrained",
 ) -> nn.Module:
     """Returns the net, or one block of it, in eval mode with weights that follow from `seed`.
 
-    With `weights` it is a trained net and has the shape of its file; see `trained.load`. A block
+    With `trained` it is a trained net and has the shape of its file; see `trained.load`. A block
     maps `B x dim x grid x grid` to the same shape. Raises InputError for a grid outside 14
     to 128, heads that do not divide dim, an even kernel, an unknown part, and sizes below 1.
     """
-    if weights != "untrained":
+    if trained != "untrained":
         from edgeport_recipes.padre.trained import load
 
-        return load(mixer, weights, part)
+        return load(mixer, trained, part)
     check_options(grid, dim, depth, heads, kernel, classes, part)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from edgeport.types import Claim, Option, Recipe, TensorSpec
+from edgeport_recipes.padre.claims import CLAIMS
+
+from edgeport.types import Option, Recipe, TensorSpec
 
 
 def inputs(
     grid: int = 14,
     dim: int = 192,
     part: str = "net",
-    weights: str = "untrained",
+    trained: str = "untrained",
     **_others: object,
 ) -> tuple[TensorSpec, ...]:
     """Returns the input of the whole net (an image) or of one block (its features)."""
-    if weights != "untrained":  # train.py's nets are small
+    if trained != "untrained":  # train.py's nets are small
         return (TensorSpec("image", "float32", (1, 3, 32, 32)),)
     if part == "block":
         return (TensorSpec("x", "float32", (1, dim, grid, grid)),)
@@ -45,43 +47,14 @@ RECIPE = Recipe(
         Option("kernel", 11, "side of PADRe's token-mixing convolution, odd"),
         Option("classes", 1000, "logits"),
         Option("part", "net", "the whole net, or one transformer block", ("net", "block")),
-        Option("weights", "untrained", "shapes, which are ours, or a file of train.py", path=True),
+        Option("trained", "untrained", "shapes, which are ours, or a file of train.py", path=True),
     ),
     comparisons=(
         ("the net as exported", MappingProxyType({})),
         ("one block, 4,096 tokens", MappingProxyType({"part": "block", "grid": 64})),
     ),
     check=MappingProxyType({"device": "s24", "precision": "w8a16"}),
-    claims=(
-        Claim(
-            "sqnr_db:qnn_context_binary",
-            ">=",
-            30.0,
-            ("emulated", "device"),
-            "torch's logits, on inputs not used to calibrate; with its mixers zeroed it has none",
-        ),
-        Claim(
-            "cpu_ops:qnn_context_binary",
-            "<=",
-            0,
-            ("host",),
-            "no softmax and no product of activations is left for the CPU: all of it is on the NPU",
-        ),
-        Claim(
-            "speedup:one block, 4,096 tokens",
-            ">=",
-            1.5,
-            ("host",),
-            "linear in tokens, attention is quadratic; the paper has no figure for a CPU",
-        ),
-        Claim(
-            "speedup",
-            ">=",
-            11.0,
-            ("device",),
-            "the paper: 11x to 43x faster than self-attention, on a server GPU and a mobile NPU, "
-            "over token counts that it does not list; only a device can hold or refute it",
-        ),
-    ),
+    claims=CLAIMS,
+    evaluate="edgeport_recipes.padre.evaluate:measure",
     tolerance_db=MappingProxyType({"float": 40.0, "w8a16": 30.0, "w8a8": 20.0}),
 )

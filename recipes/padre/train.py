@@ -67,7 +67,14 @@ def train(
         "threads": torch.get_num_threads(),
     }
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    how = {"seed": seed, "budget": asdict(budget), "data": task.name, "date": today}
+    how = {
+        "command": "python -m edgeport_recipes.padre.train"
+        f" --task {task.name} --arm {config.mixer} --kernel {config.kernel} --seed {seed}"
+        f" --epochs {budget.epochs} --rate {budget.rate:g}",
+        "budget": asdict(budget),
+        "data": task.name,
+        "date": today,
+    }
     save(folder / WEIGHTS, net, config, how)
     write_json(folder / METRICS, metrics)
     return metrics

@@ -119,7 +119,7 @@ def load(mixer: str, weights: str, part: str) -> nn.Module:
     path = find_weights(SHIPPED, weights, mixer)
     config = open_config(path)
     if part != "net":
-        raise InputError("padre: --weights gives a whole net; leave --part out.")
+        raise InputError("padre: --trained gives a whole net; leave --part out.")
     if config.mixer != mixer:
         raise InputError(f"{path}: weights of {config.mixer}; give --variant {config.mixer}.")
     net = new_net(config, 0)
@@ -132,10 +132,10 @@ def feeds(
     count: int,
     seed: int,
     *,
-    weights: str = "untrained",
+    trained: str = UNTRAINED,
     **_others: object,
 ) -> list[dict[str, NDArray[np.floating]]]:
     """Returns `count` feeds: of the task that the weights were trained for, else made-up images."""
-    if weights == UNTRAINED:
+    if trained == UNTRAINED:
         return images.feeds(specs, count, seed)
-    return training_feeds(task_of(SHIPPED, weights), specs, count, seed)
+    return training_feeds(task_of(SHIPPED, trained), specs, count, seed)

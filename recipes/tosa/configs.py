@@ -10,7 +10,7 @@ from edgeport_recipes._shared.vision.weights import read_config
 
 from edgeport.errors import InputError
 
-UNTRAINED = "untrained"
+UNTRAINED = "none"
 HEADS = ("pooled", "dense")
 
 
@@ -69,7 +69,12 @@ ARMS = {
 }
 """The arms that train.py trains, and the variant of the model that each one is."""
 
-SAME_WEIGHTS = {"onehot": "topk"}  # another form of the same network
+
+BASELINE, OURS = "full_longer", "tosa"
+"""The arms that claims compare: what is fine-tuned is held to a full network trained as long."""
+
+ARM_OF = {"full": BASELINE, "topk": OURS}
+"""The arm whose weights come with edgeport, by variant."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def open_config(path: Path) -> Config:
 
 def find_weights(variant: str, weights: str) -> Path:
     """Returns the file: `weights` is a path, or the name of a task with weights of ours."""
-    arm = "tosa" if variant in ("topk", "onehot") else variant
+    arm = ARM_OF.get(variant, variant)
     shipped = SHIPPED / f"{weights}-{arm}.safetensors"
     if shipped.exists():
         return shipped

@@ -15,7 +15,9 @@ from edgeport_recipes.tosa.configs import UNTRAINED, Shape
 from torch import Tensor, nn
 
 from edgeport.errors import InputError
-from edgeport.rewrites.token_selection import OneHotTokens, TopKTokens
+from edgeport.rewrites.token_selection import TopKTokens, replace_top_k
+
+RANKS = {"int32": torch.int32, "float32": torch.float32}
 
 # The ordinary transformer
 
@@ -123,14 +125,17 @@ class Selector(nn.Module):
     """Predicts the attention of the next layer from the logits of this one, point by point.
 
     Two convolutions of kernel 1 over `B x heads x N x N`, heads -> 2 heads -> heads, with a ReLU
-    between. It starts as the identity, relu(x) - relu(-x) = x: before training it copies this
-    layer's attention.
+    between.
     """
 
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(heads, 2 * heads, 1), nn.Conv2d(2 * heads, heads, 1)
-        unit = torch.eye(heads)
+
+    def start_as_copy(self) -> None:
+        """Makes it the identity, relu(x) - relu(-x) = x, from which training starts: it then
+        predicts that the next layer attends as this one does."""
+        unit = torch.eye(self.conv2.out_channels)
         with torch.no_grad():
             self.conv1.weight.copy_(torch.cat([unit, -unit])[:, :, None, None])
             self.conv2.weight.copy_(torch.cat([unit, -unit], 1)[:, :, None, None])
@@ -142,7 +147,14 @@ class Selector(nn.Module):
         return F.log_softmax(self.predicted_logits(logits), -1)
 
     def predicted_logits(self, logits: Tensor) -> Tensor:
-        return self.conv2(F.relu(self.conv1(logits)))
+        """Returns the predicted logits, less what is the same for all keys of a query.
+
+        The convolutions are written as products: for two or three channels, onnxruntime's own take
+        longer than the layers. Softmax does not see the second one's bias.
+        """
+        points = logits.flatten(2)
+        inner = self.conv1.weight.flatten(1) @ points + self.conv1.bias[:, None]
+        return (self.conv2.weight.flatten(1) @ F.relu(inner)).reshape(logits.shape)
 
     def forward(self, logits: Tensor) -> Tensor:
         """Returns the scores `B x N`."""
@@ -175,7 +187,7 @@ class RandomScores(nn.Module):
 
 def received(logits: Tensor) -> Tensor:
     """Returns how much attention each token receives of all queries and heads, `B x N`."""
-    return logits.softmax(-1).sum((1, 2))
+    return logits.softmax(-1).sum(2).sum(1)
 
 
 class SelectiveTransformer(VisionTransformer):
@@ -184,11 +196,11 @@ class SelectiveTransformer(VisionTransformer):
     `scorers` give scores `B x N` from the logits of the layer before, one for each pair.
     """
 
-    def __init__(self, shape: Shape, scorers: Sequence[nn.Module], form: type[TopKTokens]) -> None:
+    def __init__(self, shape: Shape, scorers: Sequence[nn.Module]) -> None:
         super().__init__(shape)
         self.scorers = nn.ModuleList(scorers)
         for at in range(1, shape.depth, 2):
-            self.layers[at] = form(self.layers[at], shape.kept)
+            self.layers[at] = TopKTokens(self.layers[at], shape.kept)
 
     def encode(self, x: Tensor) -> Tensor:
         for normal, scorer, selective in self.pairs():
@@ -220,17 +232,26 @@ def onehot(seed: int = 0, **options: int | float | str) -> nn.Module:
 
 
 def build(
-    variant: str, seed: int, *, weights: str = UNTRAINED, **sizes: int | float | str
+    variant: str,
+    seed: int,
+    *,
+    trained: str = UNTRAINED,
+    ranks: str = "int32",
+    **sizes: int | float | str,
 ) -> nn.Module:
     """Returns the net of `Shape(**sizes)` in eval mode with weights that follow from `seed`.
 
-    With `weights` it is a trained net and has the shape of its file; see `trained.load`. Raises
-    InputError for an unknown variant and for sizes of which no net can be built.
+    With `trained` it is a trained net and has the shape of its file; see `trained.load`. `ranks` is
+    the type that the one-hot form counts in. Raises InputError for an unknown variant and for sizes
+    of which no net can be built.
     """
-    if weights != UNTRAINED:
+    if variant == "onehot":  # the same network, so the same weights
+        topk = build("topk", seed, trained=trained, **sizes)
+        return replace_top_k(topk, RANKS[ranks])
+    if trained != UNTRAINED:
         from edgeport_recipes.tosa.trained import load
 
-        return load(variant, weights)
+        return load(variant, trained)
     shape = Shape(**sizes)
     shape.check()
     with torch.random.fork_rng(devices=[]):
@@ -246,14 +267,13 @@ def make(variant: str, shape: Shape, seed: int) -> VisionTransformer:
     from edgeport_recipes.tosa.rivals import DroppingTransformer, MergingTransformer
 
     pairs = range(shape.depth // 2)
-    if variant in ("topk", "onehot"):
-        form = OneHotTokens if variant == "onehot" else TopKTokens
-        return SelectiveTransformer(shape, [Selector(shape.heads) for _ in pairs], form)
+    if variant == "topk":
+        return SelectiveTransformer(shape, [Selector(shape.heads) for _ in pairs])
     if variant == "copy":
-        return SelectiveTransformer(shape, [CopyScores() for _ in pairs], TopKTokens)
+        return SelectiveTransformer(shape, [CopyScores() for _ in pairs])
     if variant == "random":
         scorers = [RandomScores(shape.tokens, 1000 * seed + pair) for pair in pairs]
-        return SelectiveTransformer(shape, scorers, TopKTokens)
+        return SelectiveTransformer(shape, scorers)
     others = {"full": VisionTransformer, "drop": DroppingTransformer, "merge": MergingTransformer}
     if variant not in others:
         raise InputError(f"tosa: unknown variant {variant!r}; give one of {', '.join(VARIANTS)}.")
@@ -263,11 +283,20 @@ def make(variant: str, shape: Shape, seed: int) -> VisionTransformer:
 VARIANTS = ("full", "topk", "onehot", "copy", "random", "drop", "merge")
 
 
-def initialise(net: nn.Module) -> None:
-    """Gives linear layers and patches weights that keep the variance, and the position the loudness
-    of the features: at the usual 0.02 an error in it would hide below the tolerances."""
+def initialise(net: VisionTransformer) -> None:
+    """Gives every layer weights that keep the variance, and the position the loudness of the
+    features: at the usual 0.02 an error in it would hide below the tolerances."""
     for module in net.modules():
         if isinstance(module, nn.Linear) or module is net.patches:
-            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            nn.init.zeros_(module.bias)
+            keep_variance(module)
     nn.init.trunc_normal_(net.position, std=0.5)
+    for module in net.modules():  # last, so that all variants of a seed share the rest
+        if isinstance(module, Selector):
+            keep_variance(module.conv1, 2**0.5)
+            keep_variance(module.conv2)
+
+
+def keep_variance(module: nn.Module, gain: float = 1.0) -> None:
+    """Draws weights of deviation gain / sqrt(inputs) and sets the bias to zero."""
+    nn.init.normal_(module.weight, std=gain * module.weight[0].numel() ** -0.5)
+    nn.init.zeros_(module.bias)

@@ -197,6 +197,16 @@ def judge(run: Run, net: SelectiveTransformer, *, selecting: bool) -> dict[str, 
     }
 
 
+def command(run: Run) -> str:
+    """Returns the command that trains this run."""
+    asked = run.settings
+    return (
+        f"python -m edgeport_recipes.tosa.train --task {run.task.name} --arm {run.arm}"
+        f" --seed {run.seed} --epochs {asked.epochs} --selector-epochs {asked.selector_epochs}"
+        f" --tune-epochs {asked.tune_epochs} --keep {asked.keep:g} --rate {asked.rate:g}"
+    )
+
+
 def finish(run: Run, net: VisionTransformer, done: Stages) -> dict[str, Any]:
     """Writes weights and metrics; returns the metrics."""
     scores = evaluate(net, run.task, limit=run.settings.tested)
@@ -221,7 +231,7 @@ def finish(run: Run, net: VisionTransformer, done: Stages) -> dict[str, Any]:
         "budgets": budgets,
         "settings": settings,
     }
-    made = {"seed": run.seed, "settings": settings, "data": run.task.name, "date": today}
+    made = {"command": command(run), "settings": settings, "data": run.task.name, "date": today}
     save(run.folder / WEIGHTS, net, run.config, made)
     write_json(run.folder / METRICS, metrics)
     return metrics

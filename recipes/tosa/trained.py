@@ -14,14 +14,13 @@ from edgeport_recipes._shared.vision.tasks import Task, find_task
 from edgeport_recipes._shared.vision.weights import load_weights, save_weights
 from edgeport_recipes.tosa.configs import (
     ARMS,
-    SAME_WEIGHTS,
     UNTRAINED,
     Config,
     config_of,
     find_weights,
     open_config,
 )
-from edgeport_recipes.tosa.model import VisionTransformer, build
+from edgeport_recipes.tosa.model import Selector, VisionTransformer, build
 from numpy.typing import NDArray
 from torch import nn
 
@@ -35,6 +34,9 @@ def new_net(config: Config) -> VisionTransformer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         nn.init.trunc_normal_(net.position, std=0.02)
+    for module in net.modules():
+        if isinstance(module, Selector):
+            module.start_as_copy()
     return net
 
 
@@ -53,15 +55,12 @@ def load_file(path: Path) -> VisionTransformer:
 def load(variant: str, weights: str) -> nn.Module:
     """Returns the trained net of a file, or of the task whose weights come with edgeport.
 
-    Raises InputError for weights of another variant; those of "topk" are those of "onehot".
+    Raises InputError for weights of another variant.
     """
     path = find_weights(variant, weights)
-    config = open_config(path)
-    if (found := ARMS[config.arm]) != SAME_WEIGHTS.get(variant, variant):
+    if (found := ARMS[open_config(path).arm]) != variant:
         raise InputError(f"{path}: weights of {found}; give --variant {found}.")
-    net = build(variant, config.seed, **asdict(config.shape))
-    load_weights(path, net)
-    return net.eval()
+    return load_file(path)
 
 
 def feeds(
@@ -69,17 +68,17 @@ def feeds(
     count: int,
     seed: int,
     *,
-    weights: str = UNTRAINED,
+    trained: str = UNTRAINED,
     **_others: object,
 ) -> list[dict[str, NDArray[np.floating]]]:
     """Returns `count` feeds in 0..1: training images of the task that the weights are for, drawn by
     the seed; else made-up images."""
-    if weights == UNTRAINED:
+    if trained == UNTRAINED:
         made = images.feeds(specs, count, seed)
         return [{name: image / 4 + 0.5 for name, image in one.items()} for one in made]
     (spec,) = specs
     return [
-        {spec.name: one} for one in training_images(find_task(config_of(weights).task), count, seed)
+        {spec.name: one} for one in training_images(find_task(config_of(trained).task), count, seed)
     ]
 
 

@@ -6,6 +6,7 @@ shape is larger than a cell, so a cell by itself sees neither the class nor the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ GRID = SIDE // CELL
 CLASSES = ("rectangle", "ellipse", "triangle")
 MOST = 4
 """Shapes in an image at most; absent ones have class -1 and a box of zeros."""
-SMALLEST, LARGEST = 6.0, 24.0
+SMALLEST, LARGEST = 8.0, 24.0
 """Sides of a shape in pixels."""
 TRIES = 16
 OUTPUTS = len(CLASSES) + 4
@@ -50,7 +51,12 @@ def data(part: Part, seed: int) -> Split:
 
     `classes` is `n x 4`, -1 where there is no shape; the test part is that of any seed.
     """
-    return generate(COUNTS[part], [2, 0] if part == "test" else [1, seed])
+    return _made(COUNTS[part], *((2, 0) if part == "test" else (1, seed)))
+
+
+@functools.lru_cache(maxsize=2)
+def _made(count: int, *seed: int) -> Split:
+    return generate(count, list(seed))
 
 
 def generate(count: int, seed: int | list[int]) -> Split:
@@ -109,7 +115,7 @@ def paint(rng: Generator, boxes: Array, classes: NDArray[np.int64]) -> NDArray[n
     """
     count = len(boxes)
     canvas = _texture(rng, count)
-    for _ in range(6):
+    for _ in range(5):
         centre, half = rng.uniform(0, SIDE, (count, 2)), rng.uniform(0.5, 2.5, (count, 2))
         stroke = np.concatenate([centre, 2 * half], axis=-1)
         inside = _mask(stroke, rng.integers(0, len(CLASSES), count))
@@ -151,7 +157,7 @@ def _texture(rng: Generator, count: int) -> NDArray[np.float64]:
     (x, y), angle = _pixels(), rng.uniform(0, 2 * np.pi, (count, 1, 1))
     pace = 2 * np.pi / rng.uniform(3, 12, (count, 1, 1))
     wave = np.sin(pace * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform(0, 7, angle.shape))
-    weight = 0.3 * (0.5 + 0.5 * wave[..., None])
+    weight = 0.25 * (0.5 + 0.5 * wave[..., None])
     return _colour(rng, count) * (1 - weight) + _colour(rng, count) * weight
 
 
@@ -171,7 +177,7 @@ def loss(outputs: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
     focal = (surprise * (1 - (-surprise).exp()).square()).sum()
     found = outputs[image, len(CLASSES) :, row, column]
     regression = (found - _encode(boxes, row, column)).abs().sum()
-    return (focal + 0.5 * regression) / max(len(image), 1)
+    return (focal + regression) / max(len(image), 1)
 
 
 def _encode(boxes: Tensor, row: Tensor, column: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ metric scale is in where walls meet the floor and the ceiling, patches away. Met
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ CHUNK = 250
 """Images cast at once: some 100 MB."""
 
 Array = NDArray[np.float32]
+Bound = float | tuple[float, ...] | Array
 Generator = np.random.Generator
 
 
@@ -83,7 +85,12 @@ class Looks:
 
 def data(part: Part, seed: int) -> Split:
     """Returns images and `depth` in metres, `n x 32 x 32`; the test part is that of any seed."""
-    return generate(COUNTS[part], [2, 0] if part == "test" else [1, seed])
+    return _made(COUNTS[part], *((2, 0) if part == "test" else (1, seed)))
+
+
+@functools.lru_cache(maxsize=2)
+def _made(count: int, *seed: int) -> Split:
+    return generate(count, list(seed))
 
 
 def generate(count: int, seed: int | list[int]) -> Split:
@@ -113,11 +120,11 @@ def _draw(rng: Generator, count: int) -> tuple[NDArray[np.uint8], Array]:
     return images, hits.depth.reshape(shape)
 
 
-def _uniform(rng: Generator, shape: tuple[int, ...], low: object, high: object) -> Array:
+def _uniform(rng: Generator, shape: tuple[int, ...], low: Bound, high: Bound) -> Array:
     return rng.uniform(low, high, shape).astype(np.float32)
 
 
-def _spread(rng: Generator, shape: tuple[int, ...], low: object, high: object) -> Array:
+def _spread(rng: Generator, shape: tuple[int, ...], low: Bound, high: Bound) -> Array:
     """Draws uniformly in the logarithm."""
     return np.exp(_uniform(rng, shape, np.log(low), np.log(high)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def find_weights(folder: Path, weights: str, arm: str) -> Path:
             f" {names or 'there are none'}."
         )
     return Path(weights)
+
+
+def shipped_files(folder: Path, task: str, arm: str) -> list[Path]:
+    """Returns the file of weights that come with a recipe, if they do."""
+    return [file for file in (folder / f"{task}-{arm}.safetensors",) if file.is_file()]
+
+
+def users_files(task: str, arm: str) -> list[Path]:
+    """Returns the files of all seeds of an arm below the folder EDGEPORT_TRAINED."""
+    if not (folder := os.environ.get("EDGEPORT_TRAINED")):
+        return []
+    return sorted(Path(folder).glob(f"**/{task}/{arm}-seed*/weights.safetensors"))
 
 
 def task_of(folder: Path, weights: str) -> Task:

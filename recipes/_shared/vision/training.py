@@ -71,12 +71,13 @@ def fit(
     parameters: Sequence[nn.Parameter] | None = None,
     report: Report | None = None,
 ) -> Progress:
-    """Trains the network in place; `folder` keeps the checkpoint.
+    """Trains the network in place, on a GPU where there is one; `folder` keeps the checkpoint.
 
     `loss(net, images, targets)` is by default the task's; `parameters` are what is trained, by
     default all. `origin` tells runs apart. Raises InputError for a folder that holds another run,
     or this one without `resume`, and where the loss is not finite.
     """
+    net.to(device := best_device())
     wanted = {**origin, "seed": seed, "budget": asdict(budget), "task": task.name}
     trained = list(net.parameters() if parameters is None else parameters)
     optimizer = torch.optim.AdamW(_groups(trained, budget), lr=budget.rate, fused=True)
@@ -92,6 +93,7 @@ def fit(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mixed(seed, progress.epoch))  # of what the network itself draws
             for images, targets in batches_of(train, batches, task.flips, seed, progress.epoch):
+                images, targets = _on(device, images, targets)
                 _set_rate(optimizer, budget, progress)
                 total += _step(net, loss, optimizer, trained, images, targets, folder)
                 progress.step += 1
@@ -102,8 +104,17 @@ def fit(
         progress.losses.append(total / len(batches))
         progress.seconds += now_seconds() - started
         _write(folder / CHECKPOINT, net, optimizer, wanted, progress)
-    net.eval()
+    net.eval().to("cpu")
     return progress
+
+
+def best_device() -> torch.device:
+    """Returns the GPU where torch has one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _on(device: torch.device, images: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+    return images.to(device), {name: values.to(device) for name, values in targets.items()}
 
 
 def _task_loss(task: Task) -> Loss:

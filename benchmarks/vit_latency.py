@@ -34,6 +34,7 @@ FULL_GRIDS = (64,)
 QUICK_GRIDS = (14, 32)  # for executorch, whose converter takes long; all of them with --full
 THREADS = 1  # runtimes in one process would disturb each other by threads that wait for work
 SECONDS = {"default": 6.0, "full": 40.0}
+LONG_FROM = 32  # a grid with which a round of all arms takes long: more seconds for enough rounds
 LIMITS = Limits(3600.0, 14 << 30)
 FULLS = (FUSED, EXPLICIT)
 FORMS = "benchmarks.vit_forms"
@@ -47,7 +48,8 @@ def groups(budget: str) -> Groups:
         for runtime in RUNTIMES:
             if runtime != "executorch" or grid in QUICK_GRIDS or budget == FULL:
                 group = f"latency {runtime} {grid**2}"
-                yield group, partial(measure, group, runtime, grid, SECONDS[budget], budget)
+                seconds = SECONDS[budget] * (2 if grid >= LONG_FROM else 1)
+                yield group, partial(measure, group, runtime, grid, seconds, budget)
 
 
 def measure(group: str, runtime: str, grid: int, seconds: float, budget: str) -> list[Row]:

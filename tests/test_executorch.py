@@ -108,6 +108,23 @@ def shared_bias() -> onnx.ModelProto:
     return model(nodes, {"x": [1, 8, 16, 16]}, {"y": [1, 8, 16, 16]}, weights)
 
 
+@pytest.mark.parametrize("between", ["", "Relu"])
+@pytest.mark.parametrize(("precision", "least"), [("float", 100), ("w8a8", 25)])
+def test_a_softmax_after_a_convolution(
+    tmp_path: Path, precision: str, least: float, between: str
+) -> None:
+    """XNNPACK takes it over the channels, its own layout's last axis: -5 dB, as it was."""
+    weights = {"w": gaussian([3, 3, 1, 1], 1, scale=2.0)}
+    nodes = [node("Conv", "x w", "c"), node("Softmax", "c", "y", axis=-1)]
+    if between:
+        nodes[1:] = [node(between, "c", "r"), node("Softmax", "r", "y", axis=-1)]
+    proto = model(nodes, {"x": [1, 3, 8, 8]}, {"y": [1, 3, 8, 8]}, weights)
+    made(tmp_path, proto, precision)
+    (near_db,) = distance_db(tmp_path, proto)
+    assert least < near_db
+    assert all(one.reason == "in XNNPACK" for one in executorch.report_nodes(tmp_path))
+
+
 def test_two_convolutions_with_one_bias(tmp_path: Path) -> None:
     made(tmp_path, shared_bias(), "w8a8")
     assert min(distance_db(tmp_path, shared_bias())) > 30

@@ -30,6 +30,9 @@ _IN_XNNPACK, _PORTABLE = "in XNNPACK", "portable kernel, outside XNNPACK"
 # What divides: which of its operands. What adds up: the walk back from there ends at any other.
 _DIVISORS = {"sqrt": 0, "rsqrt": 0, "reciprocal": 0, "div": 1}
 _SUMS = ("add", "mul", "pow", "mean", "sum")
+_CONVOLUTIONS = ("conv2d", "conv_transpose2d", "convolution")
+# What gives a result in the order of the graph, whatever the layout of its inputs in memory.
+_ORDERED = ("view", "reshape", "flatten", "permute", "transpose", "matmul", "bmm", "linear")
 _CONVERSIONS = ("quantize_per", "dequantize_per", "choose_qparams")
 
 
@@ -48,6 +51,7 @@ def compile_model(request: CompileRequest) -> dict[str, Any]:
     zeros = _zeros(request.model)
     examples, names = tuple(zeros.values()), tuple(zeros)
     program = torch.export.export(onnx_module(Path(request.model)), examples)
+    _view_before_softmax(program.graph)
     if request.precision != "float":
         seen = _calibration(request, names) or [examples]
         quantized = _quantized(program.module(), request.precision == "w8-dynamic", seen)
@@ -115,6 +119,46 @@ def _calibration(request: CompileRequest, names: Sequence[str]) -> list[tuple[to
         return []
     samples = load_samples(Path(request.calibration))
     return [tuple(torch.from_numpy(sample[name]) for name in names) for sample in samples]
+
+
+def _view_before_softmax(graph: Any) -> None:
+    """Puts a view of rank 2 before a softmax whose input a convolution may have laid out, and back.
+
+    XNNPACK keeps a convolution's result with channels last, and its softmax takes the last axis in
+    memory for the last of the graph: the sums would be over the channels.
+    """
+    import torch
+
+    view = torch.ops.aten.view.default
+    for node in list(graph.nodes):
+        if _operator(node) != "softmax" or not _laid_out_by_convolution(node.args[0]):
+            continue
+        source, axis = node.args[:2]
+        shape = list(source.meta["val"].shape)
+        if len(shape) != 4 or axis not in (-1, 3):
+            continue
+        with graph.inserting_before(node):
+            flat = graph.call_function(view, (source, [-1, shape[-1]]))
+        flat.meta = {**source.meta, "val": source.meta["val"].flatten(0, -2)}
+        with graph.inserting_after(node):
+            back = graph.call_function(view, (node, shape))
+        back.meta = dict(node.meta)
+        node.replace_all_uses_with(back, delete_user_cb=lambda user, back=back: user is not back)
+        node.meta = {**node.meta, "val": node.meta["val"].flatten(0, -2)}
+        node.args = (flat, -1, *node.args[2:])
+
+
+def _laid_out_by_convolution(node: Any) -> bool:
+    """Returns whether a convolution's layout may have reached a node's result."""
+    seen, wanted = set(), [node]
+    while wanted:
+        one = wanted.pop()
+        if _operator(one) in _CONVOLUTIONS:
+            return True
+        if _operator(one) not in _ORDERED and one not in seen:
+            seen.add(one)
+            wanted += one.all_input_nodes
+    return False
 
 
 def _quantized(graph: Any, dynamic: bool, seen: Iterable[tuple[torch.Tensor, ...]]) -> Any:

@@ -20,6 +20,7 @@ from edgeport.boundary import Boundary
 from edgeport.cache import Cache, Entry
 from edgeport.catalog import Source
 from edgeport.config import load_config
+from edgeport.errors import InputError
 from edgeport.feeds import PARITY_INPUTS, PARITY_INTEGERS, PARITY_OUTPUTS, FeedPlan, data_files
 from edgeport.fingerprint import digest, file_sha256, interpreter_digest
 from edgeport.footprint import SourceFiles, base_key, shortened
@@ -67,6 +68,7 @@ class Flow:
         self.artifacts: list[Artifact] = []
         self.entries: list[Entry] = []
         self.latencies: list[dict[str, Any]] = []
+        self.uncompared: list[str] = []
         self.facts: dict[str, Any] = {}
         self._compiled: dict[str, Step] = {}
         self._built: Built | None = None
@@ -250,7 +252,11 @@ class Flow:
         for label, overrides in recipe.comparisons:
             options = {**self.plan.source.options, **overrides}
             captured, ours = self._at(recipe.name, variant, options)
-            _, theirs = self._at(recipe.name, recipe.baseline, options)
+            try:
+                _, theirs = self._at(recipe.name, recipe.baseline, options)
+            except InputError as error:  # such as weights that are the variant's alone
+                self.uncompared.append(f"{label}: not timed beside {recipe.baseline}: {error}")
+                continue
             inputs = captured.entry.directory / PARITY_INPUTS
             compared.append(Comparison(label, ours, theirs, inputs))
         return compared
@@ -282,7 +288,7 @@ class Flow:
             latency=self.latencies,
             facts={**self.facts, "baseline": recipe.baseline if recipe else None},
             files=self.staging,
-            warnings=self.cache.warnings,
+            warnings=[*self.cache.warnings, *self.uncompared],
         )
 
     def _at(self, name: str, variant: str | None, options: Mapping[str, Any]) -> tuple[Step, Step]:

@@ -182,3 +182,24 @@ def test_weights_ship_as_fp16_unless_their_data_forbids_it(folder: Path, tmp_pat
     trained.save(forbidden, net, Config("cifar10", "padre3"), {})
     with pytest.raises(InputError, match="may not be passed on"):
         ship(forbidden, target)
+
+
+@pytest.mark.slow
+def test_an_export_of_trained_weights_is_not_timed_beside_a_baseline_without_any(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The net is proven all the same; what could not be compared is said."""
+    import edgeport
+
+    made = edgeport.export(
+        "padre",
+        output_dir=tmp_path / "export",
+        cache_dir=tmp_path / "cache",
+        device="s24",
+        target_runtimes=["onnx"],
+        options={"trained": str(folder / "weights.safetensors")},
+    )
+    assert made.artifact("run", "onnx").parity[0].value > 60
+    (warning,) = made.manifest["run"]["warnings"]
+    assert "the net as exported: not timed beside attention" in warning
+    assert "one block" in str(made.manifest["run"])

@@ -52,7 +52,10 @@ RECIPE = Recipe(
     ),
     comparisons=(
         ("the net as exported", MappingProxyType({})),
-        ("one block, 4,096 tokens", MappingProxyType({"part": "block", "grid": 64})),
+        (
+            "one block, 4,096 tokens",
+            MappingProxyType({"part": "block", "grid": 64, "trained": UNTRAINED}),
+        ),
     ),
     check=MappingProxyType({"device": "s24", "precision": "w8a16"}),
     claims=CLAIMS,

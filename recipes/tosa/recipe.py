@@ -51,7 +51,10 @@ RECIPE = Recipe(
     ),
     comparisons=(
         ("the net as exported", MappingProxyType({})),
-        ("one pair of layers, 1,024 tokens", MappingProxyType({"grid": 32, "depth": 2})),
+        (
+            "one pair of layers, 1,024 tokens",
+            MappingProxyType({"grid": 32, "depth": 2, "trained": UNTRAINED}),
+        ),
     ),
     check=MappingProxyType({"device": "s24", "precision": "w8a16"}),
     claims=CLAIMS,

@@ -60,5 +60,5 @@ RECIPE = Recipe(
     check=MappingProxyType({"device": "s24", "precision": "w8a16"}),
     claims=CLAIMS,
     evaluate="edgeport_recipes.padre.evaluate:measure",
-    tolerance_db=MappingProxyType({"float": 40.0, "w8a16": 30.0, "w8a8": 20.0}),
+    tolerance_db=MappingProxyType({"float": 40.0, "w8a16": 30.0, "w8a8": 15.0}),
 )

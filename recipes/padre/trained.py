@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from edgeport_recipes._shared import images
 from edgeport_recipes._shared.vision.feeds import training_feeds
+from edgeport_recipes._shared.vision.patches import Patches
 from edgeport_recipes._shared.vision.tasks import find_task
 from edgeport_recipes._shared.vision.weights import (
     UNTRAINED,
@@ -51,7 +52,7 @@ class Config:
 
 
 class Trained(nn.Module):
-    """A net on images in 0..1, `B x 3 x side x side`, which it brings to -2..2 by itself."""
+    """A net on images in 0..1, `B x 3 x side x side`."""
 
     output_names = ("output",)
 
@@ -60,7 +61,7 @@ class Trained(nn.Module):
         self.net = net
 
     def forward(self, image: Tensor) -> Tensor:
-        found: Tensor = self.net((image - 0.5) * 4)
+        found: Tensor = self.net(image)
         return found
 
 
@@ -74,6 +75,7 @@ def new_net(config: Config, seed: int) -> Trained:
         ]
         grid = task.side // config.patch
         net = VisionTransformer(blocks, config.dim, grid, task.outputs, config.patch, task.dense)
+        net.patches = Patches(config.dim, config.patch)
         initialise(net)
         nn.init.trunc_normal_(net.position, std=0.02)
     return Trained(net)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from edgeport_recipes._shared.vision.patches import Patches
 from edgeport_recipes._shared.vision.weights import UNTRAINED
 from edgeport_recipes.tosa.configs import Shape
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.shape = shape
         self.output_names = ("logits",) if shape.head == "pooled" else ("values",)
-        self.patches = nn.Conv2d(3, shape.dim, shape.patch, shape.patch)
+        self.patches = Patches(shape.dim, shape.patch)
         self.position = nn.Parameter(torch.zeros(1, shape.tokens, shape.dim))
         self.layers = nn.ModuleList(
             Layer(shape.dim, shape.heads, shape.mlp) for _ in range(shape.depth)
@@ -103,7 +104,7 @@ class VisionTransformer(nn.Module):
 
     def embed(self, image: Tensor) -> Tensor:
         """Returns the tokens of the patches, rows first."""
-        return self.patches((image - 0.5) * 4).flatten(2).mT + self.position
+        return self.patches(image).flatten(2).mT + self.position
 
     def encode(self, x: Tensor) -> Tensor:
         """Takes every token through every layer."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from edgeport_recipes._shared.vision.feeds import training_feeds
 from edgeport_recipes._shared.vision.tasks import find_task
 
 from benchmarks.tables import DEFAULT, FULL, Row
@@ -22,11 +23,13 @@ from edgeport.measure import environment
 from edgeport.private import scratch_directory
 from edgeport.runtimes.qnn_context_binary import NAME as NPU
 from edgeport.runtimes.worker import Limits
+from edgeport.types import TensorSpec
 
 Groups = Iterator[tuple[str, Callable[[], Sequence[Row]]]]
 DEVICE, TASK = "s24", "cifar10"
 CALIBRATION_IMAGES, TEST_IMAGES = 256, 1000
 EMULATED_IMAGES = {DEFAULT: 64, FULL: 256}
+NETS = Path(__file__).with_name("vit_nets.py")
 LIMITS = Limits(3600.0, 16 << 30)
 
 
@@ -77,12 +80,13 @@ def _measure(one: Quantized, emulated: int, budget: str) -> list[Row]:
         data = folder / "test.npz"
         _save_test(data)
         made = edgeport.export(
-            one.recipe,
+            f"{NETS}:{one.variant}",
             output_dir=folder / "export",
             device=DEVICE,
             precision=one.precision,
-            variant=one.variant,
-            options={"trained": str(one.weights)},
+            inputs=["image:float32[1,3,32,32]"],
+            weights=one.weights,
+            calib_data=_save_calibration(folder / "calibration.npz"),
             calib_samples=CALIBRATION_IMAGES,
         )
         cpu = sum(node.unit == "cpu" for node in made.artifact("lower", NPU).nodes)
@@ -105,6 +109,14 @@ def _measure(one: Quantized, emulated: int, budget: str) -> list[Row]:
                     )
                 )  # fmt: skip
     return rows
+
+
+def _save_calibration(file: Path) -> Path:
+    """Writes training images: one more, as the first is export's parity sample."""
+    spec = TensorSpec("image", "float32", (1, 3, 32, 32))
+    feeds = training_feeds(find_task(TASK), [spec], CALIBRATION_IMAGES + 1, 0)
+    np.savez(file, image=np.concatenate([feed["image"] for feed in feeds]))
+    return file
 
 
 def _save_test(file: Path) -> None:

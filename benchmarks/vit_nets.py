@@ -1,5 +1,7 @@
-"""The nets of suite `vit` that are quantized, as plain factories: a recipe's gate on SQNR would stop
-an export whose accuracy is asked for. `--weights` takes what train.py wrote."""
+"""The nets of suite `vit` that are quantized, as plain factories for what train.py wrote.
+
+A recipe's gate on SQNR would stop an export whose accuracy is asked for.
+"""
 
 from __future__ import annotations
 

@@ -17,10 +17,15 @@ from edgeport.check import check, find_subjects
 from edgeport.cli import main
 from edgeport.errors import InputError, UnknownName
 
+BLOCK = """(
+            "one block, 4,096 tokens",
+            MappingProxyType({"part": "block", "grid": 64, "trained": UNTRAINED}),
+        ),"""
 SMALLER = {
     '"precision": "w8a16"': '"precision": "w8a16", "options": {"depth": 2, "dim": 48}',
     '("the net as exported", MappingProxyType({})),': "",
-    '("one block, 4,096 tokens", MappingProxyType({"part": "block", "grid": 64})),': "",
+    BLOCK: "",
+    'evaluate="edgeport_recipes.padre.evaluate:measure",': "",
 }
 
 

@@ -48,7 +48,7 @@ RECIPE = Recipe(
         Option("kernel", 11, "side of PADRe's token-mixing convolution, odd"),
         Option("classes", 1000, "logits"),
         Option("part", "net", "the whole net, or one transformer block", ("net", "block")),
-        Option("trained", UNTRAINED, "shapes, which are ours, or a file of train.py", path=True),
+        Option("trained", UNTRAINED, "shapes or boxes, ours, or a file of train.py", path=True),
     ),
     comparisons=(
         ("the net as exported", MappingProxyType({})),

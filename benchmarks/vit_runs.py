@@ -21,7 +21,7 @@ WORK = Path(__file__).parent / "results" / SUITE
 SEEDS = range(3)
 PADRE = ("attention", "padre2", "padre3")
 PADRE_CONTROLS = ("convolutions", "attention_conv", "padre3_kernel1", "none")
-TOSA = ("full", "full_longer", "tosa")
+TOSA = ("full_longer", "full", "tosa")
 TOSA_CONTROLS = ("copy", "random", "drop", "merge")
 
 

@@ -39,8 +39,12 @@ RULES: Mapping[str, Rule] = {
     "top1": Rule("more", 0.005),
     "top1_loss": Rule("less", 0.5),  # points
     "ap50_loss": Rule("less", 0.5),  # points
+    "top1_of_mixing": Rule("more", 0.5),
+    "ap50_of_mixing": Rule("more", 0.5),
+    "absrel": Rule("less", 0.005),
     "absrel_growth": Rule("less", 0.5),  # percent
-    "macs_saving": Rule("more", 0.02),
+    "macs_saving": Rule("more", 0.02),  # percent
+    "macs_saving_onehot": Rule("more", 0.02),
     "selector_overlap_gain": Rule("more", 0.02),
 }
 OTHER = Rule("more", 0.005)

@@ -159,7 +159,7 @@ def test_nothing_of_another_run_is_replaced(room: Scene, tmp_path: Path) -> None
     assert kept == {path: path.read_bytes() for path in (tmp_path / "lc").iterdir()}
     assert train(room, few, tmp_path, resume=True)["settings"]["iterations"] == 3
     (tmp_path / "lc" / CHECKPOINT).write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"a broken checkpoint"):
+    with pytest.raises(InputError, match=r"broken, or of another program"):
         train(room, few, tmp_path, resume=True)
     (tmp_path / "lc" / CHECKPOINT).unlink()
     with pytest.raises(InputError, match=r"splats\.ply of no run of ours"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -33,15 +32,11 @@ def cifar_images(data: Path, split: str, count: int) -> tuple[NDArray[Any], Labe
 
     They are spread evenly: the file is sorted by class. Raises InputError for more than there are.
     """
-    from PIL import Image
+    from edgeport_recipes._shared.vision.cifar import read
 
-    with np.load(data / CIFAR, allow_pickle=False) as arrays:
-        packed, offsets = arrays[f"{split}_jpeg"].tobytes(), arrays[f"{split}_offsets"]
-        labels = arrays[f"{split}_labels"].astype(np.int64)
-    if count > len(labels):
-        raise InputError(f"{data / CIFAR} has {len(labels)} {split} images, not {count}")
-    chosen = [index * len(labels) // count for index in range(count)]
-    files = [packed[offsets[i] : offsets[i + 1]] for i in chosen]
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(f)).convert("RGB")) for f in files])
-    scaled = pixels.astype(np.float32) / 255
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)), labels[chosen]
+    whole = read(data / CIFAR, split)
+    if count > whole.count:
+        raise InputError(f"{data / CIFAR} has {whole.count} {split} images, not {count}")
+    chosen = [index * whole.count // count for index in range(count)]
+    images = np.asarray(whole.images[chosen], np.float32) / 255
+    return images, np.asarray(whole.targets["label"][chosen])

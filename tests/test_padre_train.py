@@ -105,7 +105,6 @@ def test_without_its_data_the_real_task_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EDGEPORT_DATA", raising=False)
-    find_task("cifar10").data.cache_clear()  # type: ignore[attr-defined]
     assert "set EDGEPORT_DATA" in smoke(tmp_path, "--task", "cifar10", code=2)
 
 

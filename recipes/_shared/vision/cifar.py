@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,12 +20,16 @@ from edgeport_recipes._shared.vision.tasks import Part, Split, Task
 FILE = "classification/cifar10_jpeg_10k_10k.npz"
 
 
-@functools.cache
 def data(part: Part, _seed: int = 0) -> Split:
     """Returns the images of a part and their classes; the seed changes nothing."""
+    return read(find_data(FILE), part)
+
+
+@functools.cache
+def read(file: Path, part: str) -> Split:
+    """Returns the images of a part of such a file, and their classes."""
     from PIL import Image
 
-    file = find_data(FILE)
     with np.load(file, allow_pickle=False) as arrays:
         packed, offsets = arrays[f"{part}_jpeg"].tobytes(), arrays[f"{part}_offsets"]
         labels = arrays[f"{part}_labels"].astype(np.int64)
